@@ -1,0 +1,35 @@
+# `make compare` and `make test` work in a fresh clone: the environment is made on first use.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.PHONY: compare test test-all check env clean
+
+compare: $(READY)   ## Compare norms on real data; ARGS="--norms none,batch --seeds 3" passes options on.
+	$(BIN)/normkit compare $(ARGS)
+
+test: check         ## Lint, types, and every test that is not marked slow.
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: check     ## The same with the slow ones.
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(READY)     ## ruff and pyright.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+env: $(READY)       ## What is installed, what is missing, which kernels run.
+	$(BIN)/normkit env
+
+# Whatever changes the installation is a prerequisite; otherwise a second run installs nothing.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.hpp)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable ".[all]" --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -1,0 +1,38 @@
+"""What goes wrong by the user's hand: one line with the invariant, what was received, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class InputError(ValueError):
+    """An input breaks an invariant; the message is one line, fit for a terminal. The commands exit with 2."""
+
+
+class MissingExtraError(ImportError):
+    """A feature needs an optional dependency that is not installed; the message names the install line."""
+
+
+def unknown(kind: str, received: object, valid: Iterable[str]) -> InputError:
+    """The error for a name outside a fixed set: the valid names, and the nearest one where one is near.
+
+    >>> print(unknown("norm", "bacth", ["none", "batch"]))
+    unknown norm 'bacth': choose from none, batch; did you mean 'batch'?
+    """
+    names = list(valid)
+    near = difflib.get_close_matches(str(received), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {kind} {received!r}: choose from {', '.join(names)}{hint}")
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(
+            f'{missing.name} is not installed, and this needs it: pip install "normkit[{extra}]"'
+        ) from missing

@@ -1,0 +1,69 @@
+"""The records that pass between the lab's rooms: what a run is asked to do, and what it measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome of one training run; equal settings give bitwise equal results."""
+
+    data: str  # name of the data set, or path of the .npz file
+    data_fingerprint: str  # of the arrays themselves: a file that changes is other data
+    model: str
+    norm: str
+    placement: str
+    input_scaling: str
+    batch_size: int
+    lr: float
+    optimizer: str
+    dropout: float
+    weight_decay: float
+    epochs: int
+    seed: int
+    device: str
+    threads: int
+    versions: str  # of normkit and torch, which decide the last bits
+
+    @property
+    def key(self) -> str:
+        """The run's name in the store: a digest of every setting."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation, in evaluation mode, on the validation split and on an equally large training part."""
+
+    step: int  # optimizer steps taken so far
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training split: what one transaction of the store holds."""
+
+    number: int  # from 1
+    steps: int  # optimizer steps in this epoch
+    seconds: float  # of training alone, evaluation left out
+    measurements: tuple[Measurement, ...]
+    diverged: bool  # a loss that is not finite ends the run in this epoch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the store knows it."""
+
+    settings: Settings
+    parameters: int
+    epochs: tuple[Epoch, ...]
+    status: Literal["unfinished", "finished", "diverged"]
