@@ -1,0 +1,191 @@
+"""Every norm as torch operations: runs on any device, under any transform, differentiable at will.
+
+A norm is three steps over its own axes: `center` (subtract the mean), `unit` (divide by the root of the
+mean square), `affine` (scale, shift, add the residual, activate). RMS norm leaves the first step out;
+evaluation has its statistics given and leaves out both (`given`).
+
+How digits are kept in float32: sums are float64 and the mean is subtracted in two parts, so that a large
+mean costs nothing; squares are taken of values divided by a power of two near their largest, so that
+neither 1e30 nor 1e-30 leaves the range.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def channels(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
+    """Batch norm of x (N, C, *) by its own statistics: y, and mean (C), biased variance (C), count."""
+    dims = [0, *range(2, x.dim())]
+    mask = None if mask is None else mask.unsqueeze(1)
+    centered, mean, count = center(_wide(x), dims, mask)
+    xhat, var = unit(centered, dims, eps, count)
+    shape = _per_channel(x)
+    y = affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask)
+    return y.to(x.dtype), mean.flatten(), var.flatten(), count
+
+
+def channels_given(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """Batch norm of x (N, C, *) by given statistics (C), which are constants."""
+    mask = None if mask is None else mask.unsqueeze(1)
+    shape = _per_channel(x)
+    xhat = given(_wide(x), mean.view(shape), var.view(shape), eps, mask)
+    return affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask).to(x.dtype)
+
+
+def rows(
+    x: Tensor,
+    ndim: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centered: bool,
+) -> Tensor:
+    """Layer norm over the last ndim axes of x; RMS norm where it is not centered."""
+    dims = list(range(x.dim() - ndim, x.dim()))
+    wide = _wide(x)
+    count = 1
+    for d in dims:
+        count = count * x.shape[d]
+    if centered:
+        wide, _, _ = center(wide, dims, None)
+    xhat, _ = unit(wide, dims, eps, count)
+    return affine(xhat, weight, bias, None, None, None).to(x.dtype)
+
+
+def groups(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group norm of x (N, C, *): y, and mean and biased variance (N, num_groups)."""
+    # Splitting an axis is a view in every layout, so channels_last stays as it is.
+    wide = _wide(x).unflatten(1, (num_groups, x.shape[1] // num_groups))
+    dims = list(range(2, wide.dim()))
+    centered, mean, count = center(wide, dims, None)
+    xhat, var = unit(centered, dims, eps, count)
+    shape = _per_channel(x)
+    y = affine(xhat.flatten(1, 2), _view(weight, shape), _view(bias, shape), activation, None, None)
+    return y.to(x.dtype), mean.flatten(1), var.flatten(1)
+
+
+def center(x: Tensor, dims: list[int], mask: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:
+    """x - mean over dims; the mean; how many values it was taken of. Padded positions become 0."""
+    count: int | Tensor = 1
+    for d in dims:
+        count = count * x.shape[d]
+    if mask is not None:
+        shape = [x.shape[d] if d in dims else 1 for d in range(x.dim())]
+        count = mask.expand(shape).sum()
+        x = x.masked_fill(~mask, 0)
+    # The mean in two parts, high and low: x - high is exact where x is near the mean, so no digit is lost.
+    # What the high part is does not change the result, so no gradient flows through it.
+    mean = _mean(x, dims, count)
+    high = mean.detach().to(x.dtype)
+    low = mean - high if mean.dtype != x.dtype else _mean(x - high, dims, count)
+    x = x - high - low.to(x.dtype)
+    if mask is not None:
+        x = x.masked_fill(~mask, 0)
+    return x, high + low, count
+
+
+def unit(x: Tensor, dims: list[int], eps: float, count: int | Tensor) -> tuple[Tensor, Tensor]:
+    """x / sqrt(mean square + eps) over dims; the mean square, which is the variance of centered values."""
+    if x.numel() == 0:
+        return x, _mean(x, dims, 1)
+    scale = _power_of_two(torch.linalg.vector_norm(x.detach(), float("inf"), dims, keepdim=True))
+    x = x / scale
+    mean_square = _mean(x.square(), dims, count)
+    exact_scale = scale.to(mean_square.dtype)
+    mean_square = mean_square * exact_scale.square()
+    factor = exact_scale * torch.rsqrt(mean_square + eps)
+    return x * factor.to(x.dtype), mean_square
+
+
+def given(x: Tensor, mean: Tensor, var: Tensor, eps: float, mask: Tensor | None) -> Tensor:
+    """(x - mean) / sqrt(var + eps) by given statistics. Padded positions become 0."""
+    if mask is not None:
+        x = x.masked_fill(~mask, 0)
+    var = var if x.device.type == "mps" else var.double()
+    return (x - mean.to(x.dtype)) * torch.rsqrt(var + eps).to(x.dtype)
+
+
+def affine(
+    xhat: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """activation(weight * xhat + bias + residual), and 0 at padded positions."""
+    if weight is not None:
+        xhat = xhat * weight.to(xhat.dtype)
+    if bias is not None:
+        xhat = xhat + bias.to(xhat.dtype)
+    if residual is not None:
+        # What stands in the padding may be NaN, whose gradient would be NaN even behind the last mask.
+        residual = residual if mask is None else residual.masked_fill(~mask, 0)
+        xhat = xhat + residual.to(xhat.dtype)
+    if activation is not None:
+        xhat = ACTIVATIONS[activation](xhat)
+    return xhat if mask is None else xhat.masked_fill(~mask, 0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float64 as it is, everything narrower in float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _mean(x: Tensor, dims: list[int], count: int | Tensor) -> Tensor:
+    """The mean, summed in the type that statistics have; count differs from the size of dims under a mask."""
+    exact = x.dtype if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    total = x.sum(dims, keepdim=True, dtype=exact)
+    return total / (count.clamp(min=1) if isinstance(count, Tensor) else count)
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """The power of two next to a positive x, and 1 for zero: dividing by it rounds nothing."""
+    exponent = torch.frexp(x).exponent
+    return torch.ldexp(torch.ones_like(x), exponent.where(x > 0, 0))
+
+
+def _per_channel(x: Tensor) -> list[int]:
+    return [1, -1] + [1] * (x.dim() - 2)
+
+
+def _view(parameter: Tensor | None, shape: list[int]) -> Tensor | None:
+    return None if parameter is None else parameter.view(shape)

@@ -1,0 +1,1 @@
+"""The layers, one file per norm: the function, then the module."""

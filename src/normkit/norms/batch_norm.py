@@ -1,0 +1,179 @@
+"""Batch norm: one statistic per channel, shared over batch and space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit import kernels
+from normkit.norms import inputs
+from normkit.statistics import update_running_
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    r"""Normalize each channel over batch and space, by the batch's own statistics or by running ones.
+
+    .. math::
+        y = f\left(\gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta + r\right)
+
+    In training the mean and the biased variance are those of the batch, and the running ones move towards
+    them (towards the unbiased variance) after everything else has succeeded; otherwise the running ones
+    normalize, as constants.
+
+    Args:
+        input: (N, C) or (N, C, *), floating; any strides.
+        running_mean: (C); changed in place in training. None, as running_var, where nothing is tracked.
+        running_var: (C), holds the unbiased variance.
+        weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
+        bias: :math:`\beta`, (C).
+        training: normalize by the batch's statistics.
+        momentum: weight of the batch in the running statistics; None for the cumulative average.
+        eps: added to the variance.
+        activation: :math:`f`, a name of `normkit.kernels.ACTIVATIONS`; None for the identity.
+        residual: :math:`r`, of the input's shape, added before the activation.
+        mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
+            enter no statistic, come out as 0, and pass no gradient.
+        num_batches_tracked: () int64, counts the batches; needed where momentum is None.
+
+    Returns:
+        Tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: one value per channel in training; only one running statistic given.
+        RuntimeError: parameters of another length, dtype or device; no running statistics in evaluation.
+
+    Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
+    Covariate Shift", 2015.
+
+    >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
+    >>> batch_norm(x, None, None, training=True, eps=0.0)
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
+    """
+    _check(input, running_mean, running_var, weight, bias, training)
+    inputs.check_activation(activation)
+    inputs.check_residual(residual, input)
+    mask = inputs.expand_mask(mask, input)
+    if not training:
+        assert running_mean is not None
+        assert running_var is not None
+        return kernels.channels_given(
+            input, running_mean, running_var, weight, bias, eps, activation, residual, mask
+        )
+    if momentum is None and running_mean is not None and num_batches_tracked is None:
+        raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
+    y, mean, var, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
+    if running_mean is not None and running_var is not None:
+        update_running_(running_mean, running_var, mean, var, count, momentum, num_batches_tracked)
+    return y
+
+
+def _check(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+) -> None:
+    if input.dim() < 2:
+        raise ValueError(f"batch norm takes (N, C) or (N, C, *), got input size {list(input.shape)}")
+    inputs.check_dtype("batch norm", input)
+    inputs.check_running(running_mean, running_var, needed=not training)
+    inputs.check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    if training:
+        values = inputs.count([input.shape[0], *input.shape[2:]])
+        inputs.check_several_values(values, input, what="value per channel")
+
+
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+    """What batch norm of every dimension shares; each class below adds torch's class of its dimension."""
+
+    activation: str | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        inputs.check_activation(activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.activation = activation
+
+    def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalize, add the residual, activate; see `normkit.functional.batch_norm`."""
+        self._check_input_dim(input)
+        # Statistics that are there normalize in evaluation even where they are no longer tracked.
+        running = not self.training or self.track_running_stats
+        running_mean = self.running_mean if running else None
+        running_var = self.running_var if running else None
+        return batch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            self.training or (running_mean is None and running_var is None),
+            self.momentum,
+            self.eps,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+            num_batches_tracked=self.num_batches_tracked if self.training and running else None,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, the activation where there is one."""
+        return super().extra_repr() + inputs.repr_activation(self.activation)
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """Batch norm over (N, C) or (N, C, L), a drop-in for `torch.nn.BatchNorm1d`.
+
+    Equation, arguments and errors as in `normkit.functional.batch_norm`.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a batch in the running statistics; None for the cumulative average.
+        affine: learn a weight, and a bias where `bias` is true.
+        track_running_stats: keep running statistics and normalize by them in evaluation.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: learn a bias.
+        activation: applied at the end, a name of `normkit.kernels.ACTIVATIONS`.
+
+    >>> layer = BatchNorm1d(16, activation="relu")
+    >>> layer(torch.randn(8, 16), residual=torch.randn(8, 16)).shape
+    torch.Size([8, 16])
+    """
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`."""
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`."""

@@ -1,0 +1,132 @@
+"""Checks of what a norm is given, in the order in which torch makes them and with its exception types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from normkit import kernels
+from normkit.errors import unknown
+
+
+def check_dtype(name: str, x: Tensor) -> None:
+    """Norms take real floating-point numbers."""
+    if not x.is_floating_point():
+        raise NotImplementedError(
+            f"{name} takes floating-point input, got {x.dtype}: convert it with .float() or .to(dtype)"
+        )
+
+
+def check_shape(name: str, parameter: Tensor | None, x: Tensor, shape: Sequence[int]) -> None:
+    """A parameter or buffer has the shape of the statistic and the device of the input."""
+    if parameter is None:
+        return
+    if list(parameter.shape) != list(shape):
+        raise RuntimeError(
+            f"{name} should have shape {list(shape)} for an input of shape {list(x.shape)}, "
+            f"but has {list(parameter.shape)}"
+        )
+    if parameter.device != x.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
+            f"{parameter.device}: move one with .to(device)"
+        )
+
+
+def check_parameter(name: str, parameter: Tensor | None, x: Tensor, shape: Sequence[int]) -> None:
+    """Shape and device, and the dtype of the input (float32 also under half input)."""
+    check_shape(name, parameter, x, shape)
+    if parameter is None or parameter.dtype == x.dtype:
+        return
+    if parameter.dtype != torch.float32 or x.dtype.itemsize != 2:
+        raise RuntimeError(
+            f"mixed dtype: {name} must have the dtype of the input, or float32 under half input, "
+            f"but input is {x.dtype} and {name} is {parameter.dtype}: convert one with .to(dtype)"
+        )
+
+
+def check_channels(x: Tensor, **parameters: Tensor | None) -> None:
+    """Parameters and buffers have one element per channel."""
+    for name, parameter in parameters.items():
+        check_parameter(name, parameter, x, [x.shape[1]])
+
+
+def check_running(running_mean: Tensor | None, running_var: Tensor | None, *, needed: bool) -> None:
+    """Running statistics come in pairs, and are there where nothing else can normalize."""
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if needed and running_mean is None:
+        raise RuntimeError("running_mean must be defined in evaluation mode: pass it, or use the input's own")
+
+
+def check_last_axes(name: str, x: Tensor, normalized_shape: Sequence[int]) -> None:
+    """The input ends in the axes that share a statistic."""
+    shape = list(normalized_shape)
+    if not shape:
+        raise RuntimeError(f"Expected normalized_shape to be at least 1-dimensional, got {shape}")
+    if list(x.shape[max(x.dim() - len(shape), 0) :]) != shape:
+        sizes = ", ".join(["*", *map(str, shape)])
+        raise RuntimeError(
+            f"Given normalized_shape={shape}, expected input with shape [{sizes}], "
+            f"but got input of size {list(x.shape)}"
+        )
+    check_dtype(name, x)
+
+
+def count(sizes: Sequence[int]) -> int:
+    """How many values axes of these sizes hold; `math.prod` would not take the symbolic sizes of a trace."""
+    total = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def check_several_values(count: int, x: Tensor, *, what: str) -> None:
+    """One value alone has no variance. No value at all, an empty batch, is let through as torch does."""
+    if count == 1:
+        raise ValueError(
+            f"Expected more than 1 {what} when training, got input size {list(x.shape)}: "
+            "use a larger batch, or .eval() to normalize by running statistics"
+        )
+
+
+def check_activation(activation: str | None) -> None:
+    """An activation is one of the names that the kernels know."""
+    if activation is not None and activation not in kernels.ACTIVATIONS:
+        raise unknown("activation", activation, kernels.ACTIVATIONS)
+
+
+def check_residual(residual: Tensor | None, x: Tensor) -> None:
+    """A residual is added element by element, so it has the input's shape."""
+    if residual is None:
+        return
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual must have the input's shape, {list(x.shape)}, got {list(residual.shape)}: expand it"
+        )
+    check_dtype("residual", residual)
+
+
+def expand_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """The mask as a view of the input's shape without its channels."""
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, true where x is valid, got {mask.dtype}: mask.bool()")
+    shape = [x.shape[0], *x.shape[2:]]
+    fits = mask.dim() <= len(shape) and all(
+        m in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask must broadcast to the input without channels, {shape}, got {list(mask.shape)}: "
+            "it is shared by all channels"
+        )
+    return mask.expand(shape)
+
+
+def repr_activation(activation: str | None) -> str:
+    """What an activation adds to a layer's repr."""
+    return f", activation={activation!r}" if activation else ""

@@ -1,0 +1,173 @@
+"""Instance norm: one statistic per sample and channel, shared over space."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from normkit import kernels
+from normkit.norms import inputs
+from normkit.statistics import update_running_
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    r"""Normalize each channel of each sample over space, by its own statistics or by running ones.
+
+    .. math:: y = f\left(\gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta\right)
+
+    Running statistics, where they are tracked, move towards the average over the batch of the samples'
+    means and unbiased variances.
+
+    Args:
+        input: (N, C, *), floating; any strides.
+        running_mean: (C); changed in place where input statistics are used. None where nothing is tracked.
+        running_var: (C), likewise.
+        weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
+        bias: :math:`\beta`, (C).
+        use_input_stats: normalize by the sample's own statistics; otherwise by the running ones.
+        momentum: weight of the batch in the running statistics.
+        eps: added to the variance.
+        activation: :math:`f`, a name of `normkit.kernels.ACTIVATIONS`; None for the identity.
+
+    Returns:
+        Tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: one value per sample and channel, whose output would be the bias alone.
+        RuntimeError: parameters of another length, dtype or device; no running statistics where needed.
+
+    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast Stylization",
+    2016.
+
+    >>> instance_norm(torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]), eps=0.0)
+    tensor([[[-1.,  1.],
+             [-1.,  1.]]])
+    """
+    values = _check(input, running_mean, running_var, weight, bias, use_input_stats)
+    inputs.check_activation(activation)
+    if not use_input_stats:
+        assert running_mean is not None
+        assert running_var is not None
+        return kernels.channels_given(input, running_mean, running_var, weight, bias, eps, activation)
+    y, mean, var = kernels.groups(input, input.shape[1], weight, bias, eps, activation)
+    if running_mean is not None and running_var is not None and input.shape[0] > 0:
+        update_running_(running_mean, running_var, mean.mean(0), var.mean(0), values, momentum)
+    return y
+
+
+def _check(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+) -> int:
+    """Check everything; return the number of values per sample and channel."""
+    if input.dim() < 2:
+        raise ValueError(f"instance norm takes (N, C, *), got input size {list(input.shape)}")
+    inputs.check_dtype("instance norm", input)
+    inputs.check_running(running_mean, running_var, needed=not use_input_stats)
+    inputs.check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    values = inputs.count(input.shape[2:])
+    if use_input_stats:
+        inputs.check_several_values(values, input, what="spatial element")
+    return values
+
+
+class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ignore[reportPrivateUsage]
+    """What instance norm of every dimension shares; each class below adds torch's class of its dimension."""
+
+    activation: str | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        inputs.check_activation(activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, activate; see `normkit.functional.instance_norm`. (C, *) is taken as one sample."""
+        self._check_input_dim(input)
+        axis: int = input.dim() - self._get_no_batch_dim()
+        if input.shape[axis] != self.num_features:
+            self._wrong_channels(input.shape[axis], axis)
+        batch = input if axis == 1 else input.unsqueeze(0)
+        y = instance_norm(
+            batch,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not self.track_running_stats,
+            0.0 if self.momentum is None else self.momentum,
+            self.eps,
+            activation=self.activation,
+        )
+        return y if axis == 1 else y.squeeze(0)
+
+    def _wrong_channels(self, received: int, axis: int) -> None:
+        """Without parameters the number of features decides nothing, so torch only warns."""
+        fault = (
+            f"expected input's size at dim={axis} to match num_features ({self.num_features}), got {received}"
+        )
+        if self.affine or self.running_mean is not None:
+            raise ValueError(fault)
+        warnings.warn(f"{fault}; it is not used because affine=False", stacklevel=3)
+
+    def extra_repr(self) -> str:
+        """The arguments, the activation where there is one."""
+        return super().extra_repr() + inputs.repr_activation(self.activation)
+
+
+class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
+    """Instance norm over (N, C, L) or (C, L), a drop-in for `torch.nn.InstanceNorm1d`.
+
+    Equation and errors as in `normkit.functional.instance_norm`.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a batch in the running statistics.
+        affine: learn a weight, and a bias where `bias` is true.
+        track_running_stats: keep running statistics and normalize by them in evaluation.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: learn a bias.
+        activation: applied at the end, a name of `normkit.kernels.ACTIVATIONS`.
+
+    >>> InstanceNorm1d(3, activation="relu")(torch.randn(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
+    """
+
+
+class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
+    """Instance norm over (N, C, H, W) or (C, H, W), a drop-in for `torch.nn.InstanceNorm2d`."""
+
+
+class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
+    """Instance norm over (N, C, D, H, W) or (C, D, H, W), a drop-in for `torch.nn.InstanceNorm3d`."""

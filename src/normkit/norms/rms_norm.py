@@ -1,0 +1,59 @@
+"""RMS norm: layer norm without the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from normkit import kernels
+from normkit.norms import inputs
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    r"""Divide the last axes of each sample by the root of their mean square.
+
+    .. math:: y = \gamma \frac{x}{\sqrt{\frac{1}{M} \sum_i x_i^2 + \epsilon}}
+
+    Args:
+        input: (*, normalized_shape), floating; any strides.
+        normalized_shape: the sizes of the last axes, which share a statistic.
+        weight: :math:`\gamma`, of normalized_shape; any floating dtype, as in torch.
+        eps: added to the mean square; None for the machine epsilon of the input's dtype.
+
+    Returns:
+        Tensor of the input's shape and dtype.
+
+    Raises:
+        RuntimeError: an input that does not end in normalized_shape, a weight of another shape.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+
+    >>> rms_norm(torch.tensor([3.0, 4.0]), [2], eps=0.0).square().mean()
+    tensor(1.)
+    """
+    inputs.check_last_axes("RMS norm", input, normalized_shape)
+    inputs.check_shape("weight", weight, input, normalized_shape)
+    if eps is None:
+        eps = torch.finfo(input.dtype).eps
+    return kernels.rows(input, len(normalized_shape), weight, None, eps, centered=False)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """RMS norm over the last axes, a drop-in for `torch.nn.RMSNorm`, whose arguments it takes.
+
+    Equation and errors as in `normkit.functional.rms_norm`.
+
+    >>> RMSNorm(64)(torch.randn(2, 10, 64)).shape
+    torch.Size([2, 10, 64])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize; see `normkit.functional.rms_norm`."""
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
