@@ -7,6 +7,7 @@ from torch import Tensor
 
 from normkit import kernels
 from normkit.norms import inputs
+from normkit.norms.tracing import one_node
 from normkit.statistics import update_running_
 
 
@@ -53,18 +54,18 @@ def batch_norm(
         Tensor of the input's shape, dtype and memory format.
 
     Raises:
-        ValueError: one value per channel in training; only one running statistic given.
+        ValueError: one value per channel in training; only one running statistic given; eps not positive.
         RuntimeError: parameters of another length, dtype or device; no running statistics in evaluation.
 
     Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
     Covariate Shift", 2015.
 
     >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
-    >>> batch_norm(x, None, None, training=True, eps=0.0)
+    >>> batch_norm(x, None, None, training=True, eps=1e-12)
     tensor([[-1., -1.],
             [ 1.,  1.]])
     """
-    _check(input, running_mean, running_var, weight, bias, training)
+    _check(input, running_mean, running_var, weight, bias, training, eps)
     inputs.check_activation(activation)
     inputs.check_residual(residual, input)
     mask = inputs.expand_mask(mask, input)
@@ -89,10 +90,13 @@ def _check(
     weight: Tensor | None,
     bias: Tensor | None,
     training: bool,
+    eps: float,
 ) -> None:
     if input.dim() < 2:
         raise ValueError(f"batch norm takes (N, C) or (N, C, *), got input size {list(input.shape)}")
     inputs.check_dtype("batch norm", input)
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(f"batch norm eps must be positive in training and never negative, got {eps}")
     inputs.check_running(running_mean, running_var, needed=not training)
     inputs.check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     if training:
@@ -122,6 +126,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
 
+    @one_node
     def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalize, add the residual, activate; see `normkit.functional.batch_norm`."""
         self._check_input_dim(input)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from normkit import kernels
 from normkit.norms import inputs
+from normkit.norms.tracing import one_node
 
 
 def group_norm(
@@ -96,6 +97,7 @@ class GroupNorm(torch.nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.activation = activation
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         """Normalize, activate; see `normkit.functional.group_norm`."""
         return group_norm(

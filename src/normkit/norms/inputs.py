@@ -19,50 +19,23 @@ def check_dtype(name: str, x: Tensor) -> None:
         )
 
 
-def check_shape(name: str, parameter: Tensor | None, x: Tensor, shape: Sequence[int]) -> None:
-    """A parameter or buffer has the shape of the statistic and the device of the input."""
-    if parameter is None:
-        return
-    if list(parameter.shape) != list(shape):
-        raise RuntimeError(
-            f"{name} should have shape {list(shape)} for an input of shape {list(x.shape)}, "
-            f"but has {list(parameter.shape)}"
-        )
-    if parameter.device != x.device:
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
-            f"{parameter.device}: move one with .to(device)"
-        )
-
-
-def check_parameter(name: str, parameter: Tensor | None, x: Tensor, shape: Sequence[int]) -> None:
-    """Shape and device, and the dtype of the input (float32 also under half input)."""
-    check_shape(name, parameter, x, shape)
-    if parameter is None or parameter.dtype == x.dtype:
-        return
-    if parameter.dtype != torch.float32 or x.dtype.itemsize != 2:
-        raise RuntimeError(
-            f"mixed dtype: {name} must have the dtype of the input, or float32 under half input, "
-            f"but input is {x.dtype} and {name} is {parameter.dtype}: convert one with .to(dtype)"
-        )
-
-
 def check_channels(x: Tensor, **parameters: Tensor | None) -> None:
-    """Parameters and buffers have one element per channel."""
+    """Parameters and buffers have one element per channel, and fit the input in device and dtype."""
     for name, parameter in parameters.items():
-        check_parameter(name, parameter, x, [x.shape[1]])
+        if parameter is not None:
+            if list(parameter.shape) != [x.shape[1]]:
+                raise RuntimeError(
+                    f"{name} should contain {x.shape[1]} elements, one per channel of an input of shape "
+                    f"{list(x.shape)}, but has shape {list(parameter.shape)}"
+                )
+            check_device(name, parameter, x)
+            check_mixed(name, parameter, x)
 
 
-def check_running(running_mean: Tensor | None, running_var: Tensor | None, *, needed: bool) -> None:
-    """Running statistics come in pairs, and are there where nothing else can normalize."""
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must either both be None or neither be None")
-    if needed and running_mean is None:
-        raise RuntimeError("running_mean must be defined in evaluation mode: pass it, or use the input's own")
-
-
-def check_last_axes(name: str, x: Tensor, normalized_shape: Sequence[int]) -> None:
-    """The input ends in the axes that share a statistic."""
+def check_last_axes(
+    name: str, x: Tensor, normalized_shape: Sequence[int], **parameters: Tensor | None
+) -> None:
+    """The input ends in the axes that share a statistic, and parameters have their shape."""
     shape = list(normalized_shape)
     if not shape:
         raise RuntimeError(f"Expected normalized_shape to be at least 1-dimensional, got {shape}")
@@ -73,6 +46,42 @@ def check_last_axes(name: str, x: Tensor, normalized_shape: Sequence[int]) -> No
             f"but got input of size {list(x.shape)}"
         )
     check_dtype(name, x)
+    for parameter_name, parameter in parameters.items():
+        if parameter is not None:
+            if list(parameter.shape) != shape:
+                raise RuntimeError(
+                    f"Expected {parameter_name} to be of same shape as normalized_shape {shape}, "
+                    f"but got {list(parameter.shape)}"
+                )
+            check_device(parameter_name, parameter, x)
+
+
+def check_device(name: str, parameter: Tensor, x: Tensor) -> None:
+    """A parameter or buffer lies where the input lies."""
+    if parameter.device != x.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
+            f"{parameter.device}: move one with .to(device)"
+        )
+
+
+def check_mixed(name: str, parameter: Tensor | None, x: Tensor) -> None:
+    """A parameter or buffer has the dtype of the input, or float32 under half input."""
+    if parameter is None or parameter.dtype == x.dtype:
+        return
+    if parameter.dtype != torch.float32 or x.dtype.itemsize != 2:
+        raise RuntimeError(
+            f"mixed dtype: {name} must have the dtype of the input, or float32 under half input, "
+            f"but input is {x.dtype} and {name} is {parameter.dtype}: convert one with .to(dtype)"
+        )
+
+
+def check_running(running_mean: Tensor | None, running_var: Tensor | None, *, needed: bool) -> None:
+    """Running statistics come in pairs, and are there where nothing else can normalize."""
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if needed and running_mean is None:
+        raise RuntimeError("running_mean must be defined in evaluation mode: pass it, or use the input's own")
 
 
 def count(sizes: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normkit import kernels
 from normkit.norms import inputs
+from normkit.norms.tracing import one_node
 from normkit.statistics import update_running_
 
 
@@ -110,6 +111,7 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ig
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         """Normalize, activate; see `normkit.functional.instance_norm`. (C, *) is taken as one sample."""
         self._check_input_dim(input)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normkit import kernels
 from normkit.norms import inputs
+from normkit.norms.tracing import one_node
 
 
 def layer_norm(
@@ -41,9 +42,9 @@ def layer_norm(
     tensor([[-1.,  1.],
             [-1.,  1.]])
     """
-    inputs.check_last_axes("layer norm", input, normalized_shape)
-    inputs.check_parameter("weight", weight, input, normalized_shape)
-    inputs.check_parameter("bias", bias, input, normalized_shape)
+    inputs.check_last_axes("layer norm", input, normalized_shape, weight=weight, bias=bias)
+    inputs.check_mixed("weight", weight, input)
+    inputs.check_mixed("bias", bias, input)
     return kernels.rows(input, len(normalized_shape), weight, bias, eps, centered=True)
 
 
@@ -56,6 +57,7 @@ class LayerNorm(torch.nn.LayerNorm):
     torch.Size([2, 10, 64])
     """
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; see `normkit.functional.layer_norm`."""
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normkit import kernels
 from normkit.norms import inputs
+from normkit.norms.tracing import one_node
 
 
 def rms_norm(
@@ -25,7 +26,8 @@ def rms_norm(
         input: (*, normalized_shape), floating; any strides.
         normalized_shape: the sizes of the last axes, which share a statistic.
         weight: :math:`\gamma`, of normalized_shape; any floating dtype, as in torch.
-        eps: added to the mean square; None for the machine epsilon of the input's dtype.
+        eps: added to the mean square; None for the machine epsilon of the arithmetic, which is
+            float32 under half input.
 
     Returns:
         Tensor of the input's shape and dtype.
@@ -38,10 +40,9 @@ def rms_norm(
     >>> rms_norm(torch.tensor([3.0, 4.0]), [2], eps=0.0).square().mean()
     tensor(1.)
     """
-    inputs.check_last_axes("RMS norm", input, normalized_shape)
-    inputs.check_shape("weight", weight, input, normalized_shape)
+    inputs.check_last_axes("RMS norm", input, normalized_shape, weight=weight)
     if eps is None:
-        eps = torch.finfo(input.dtype).eps
+        eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
     return kernels.rows(input, len(normalized_shape), weight, None, eps, centered=False)
 
 
@@ -54,6 +55,7 @@ class RMSNorm(torch.nn.RMSNorm):
     torch.Size([2, 10, 64])
     """
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Normalize; see `normkit.functional.rms_norm`."""
         return rms_norm(x, self.normalized_shape, self.weight, self.eps)

@@ -1,0 +1,191 @@
+"""The layers that the contract holds for. A new norm joins by one line of `CASES`.
+
+A case knows how to make our layer and torch's (its twin), an input, and what `normkit.reference` says of it.
+Everything else in this folder runs over all cases and knows no layer by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normkit as nk
+from normkit import reference
+
+# Unit roundoff of each dtype: half the distance from 1 to the next number.
+UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+DTYPES = tuple(UNIT)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer in one configuration."""
+
+    name: str
+    ours: Callable[..., nn.Module]
+    twin: Callable[..., nn.Module]
+    shape: tuple[int, ...]
+    forward: Callable[..., tuple[np.ndarray, reference.Cache]]  # of reference: (x, weight, bias) -> y, cache
+    activation: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, *, seed: int = 0, **kwargs: Any) -> nn.Module:
+        """Our layer, its affine parameters away from one and zero."""
+        return _shake(self.ours(**self.options, **self._activation(), **kwargs), seed)
+
+    def make_twin(self, *, seed: int = 0, **kwargs: Any) -> nn.Module:
+        """torch's layer with the same parameters; the activation is not part of it."""
+        return _shake(self.twin(**self.options, **kwargs), seed)
+
+    def input(self, dtype: torch.dtype = torch.float32, *, seed: int = 1, offset: float = 0.0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randn(self.shape, generator=generator, dtype=torch.float64) + offset).to(dtype)
+
+    def activate(self, y: Tensor) -> Tensor:
+        """What our layer does after what its twin does."""
+        return y if self.activation is None else nk.kernels.composed.ACTIVATIONS[self.activation](y)
+
+    def expected(self, layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, np.ndarray]:
+        """Output and gradients by the specification; under "|y|", "|dx|"... what error bounds refer to."""
+        weight, bias = (_array(getattr(layer, name, None)) for name in ("weight", "bias"))
+        z, cache = self.forward(_array(x), weight, bias)
+        activate, derivative = reference.ACTIVATIONS.get(self.activation, (lambda v: v, np.ones_like))
+        dz = _array(dy) * derivative(z)
+        dx, dweight, dbias = reference.backward(dz, cache)
+        shape = [n if i in cache.affine_axes else 1 for i, n in enumerate(z.shape)]
+        gamma = np.ones(shape) if weight is None else np.abs(weight.reshape(shape))
+        beta = np.zeros(shape) if bias is None else np.abs(bias.reshape(shape))
+
+        def set_mean(a: np.ndarray) -> np.ndarray:
+            """The mean over the elements that share a statistic, at each of them."""
+            view = a.reshape(cache.valid.shape)
+            return np.broadcast_to(view.mean(cache.axes, keepdims=True), view.shape).reshape(a.shape)
+
+        sigma = np.sqrt(np.expand_dims(cache.var, cache.axes) + cache.eps)
+        sigma = np.broadcast_to(sigma, cache.valid.shape).reshape(z.shape)
+        g, xhat = gamma * np.abs(dz), np.abs(cache.xhat)
+        return {
+            "y": activate(z),
+            "|y|": gamma * xhat + beta,
+            "|gamma|": gamma,
+            "dx": dx,
+            "|dx|": (g + set_mean(g) + xhat * set_mean(g * xhat)) / sigma,
+            "dweight": dweight,
+            "|dweight|": np.abs(dz * xhat).sum(),
+            "dbias": dbias,
+            "|dbias|": np.abs(dz).sum(),
+        }
+
+    def _activation(self) -> dict[str, str]:
+        return {} if self.activation is None else {"activation": self.activation}
+
+
+def _shake(layer: nn.Module, seed: int) -> nn.Module:
+    """Distinct parameters, so that a forgotten or exchanged one shows."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        if not parameter.is_meta:
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data.copy_(0.5 + noise)
+    return layer
+
+
+def _array(x: Tensor | None) -> np.ndarray | None:
+    return None if x is None else x.detach().double().numpy()
+
+
+def _layer(ndim: int) -> Callable[..., tuple[np.ndarray, reference.Cache]]:
+    return lambda x, weight, bias: reference.layer_norm(x, ndim, weight, bias)
+
+
+def _rms(x: np.ndarray, weight: np.ndarray | None, bias: None) -> tuple[np.ndarray, reference.Cache]:
+    return reference.rms_norm(x, 1, weight, eps=1e-5)
+
+
+def _group(groups: int) -> Callable[..., tuple[np.ndarray, reference.Cache]]:
+    return lambda x, weight, bias: reference.group_norm(x, groups, weight, bias)
+
+
+_batch, _instance = reference.batch_norm, reference.instance_norm
+
+
+def _bn(dim: int, **kwargs: Any) -> dict[str, Any]:
+    ours = (nk.BatchNorm1d, nk.BatchNorm2d, nk.BatchNorm3d)[dim - 1]
+    twin = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dim - 1]
+    return {"ours": partial(ours, 6), "twin": partial(twin, 6), "forward": _batch, **kwargs}
+
+
+def _in(dim: int, **kwargs: Any) -> dict[str, Any]:
+    ours = (nk.InstanceNorm1d, nk.InstanceNorm2d, nk.InstanceNorm3d)[dim - 1]
+    twin = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dim - 1]
+    return {"ours": partial(ours, 6), "twin": partial(twin, 6), "forward": _instance, **kwargs}
+
+
+def _ln(*shape: int, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial(nk.LayerNorm, shape),
+        "twin": partial(nn.LayerNorm, shape),
+        "forward": _layer(len(shape)),
+        **kwargs,
+    }
+
+
+def _gn(groups: int, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial(nk.GroupNorm, groups, 6),
+        "twin": partial(nn.GroupNorm, groups, 6),
+        "forward": _group(groups),
+        **kwargs,
+    }
+
+
+CASES = (
+    Case("batch1d", shape=(16, 6), **_bn(1)),
+    Case("batch1d-sequence", shape=(5, 6, 7), **_bn(1)),
+    Case("batch2d", shape=(4, 6, 5, 3), **_bn(2)),
+    Case("batch3d", shape=(3, 6, 2, 3, 4), **_bn(3)),
+    Case("batch2d-no-bias", shape=(4, 6, 5, 3), **_bn(2, options={"bias": False})),
+    Case("batch2d-plain", shape=(4, 6, 5, 3), **_bn(2, options={"affine": False})),
+    Case("batch2d-cumulative", shape=(4, 6, 5, 3), **_bn(2, options={"momentum": None})),
+    Case("batch2d-untracked", shape=(4, 6, 5, 3), **_bn(2, options={"track_running_stats": False})),
+    *(
+        Case(f"batch2d-{name}", shape=(4, 6, 5, 3), **_bn(2, activation=name))
+        for name in nk.kernels.ACTIVATIONS
+    ),
+    Case("layer", shape=(4, 5, 12), **_ln(12)),
+    Case("layer-two-axes", shape=(4, 3, 5, 4), **_ln(5, 4)),
+    Case("layer-no-bias", shape=(4, 12), **_ln(12, options={"bias": False})),
+    Case("layer-plain", shape=(4, 12), **_ln(12, options={"elementwise_affine": False})),
+    Case(
+        "rms",
+        ours=partial(nk.RMSNorm, 12),
+        twin=partial(nn.RMSNorm, 12),
+        shape=(4, 5, 12),
+        forward=_rms,
+        options={"eps": 1e-5},
+    ),
+    Case("group", shape=(4, 6, 5, 3), **_gn(3)),
+    Case("group-flat", shape=(4, 6), **_gn(3)),
+    Case("group-plain", shape=(4, 6, 5), **_gn(2, options={"affine": False})),
+    Case("group-silu", shape=(4, 6, 5, 3), **_gn(3, activation="silu")),
+    Case("instance1d", shape=(4, 6, 7), **_in(1)),
+    Case("instance2d", shape=(4, 6, 5, 3), **_in(2)),
+    Case("instance3d", shape=(3, 6, 2, 3, 4), **_in(3)),
+    Case("instance2d-affine", shape=(4, 6, 5, 3), **_in(2, options={"affine": True})),
+    Case(
+        "instance2d-tracked",
+        shape=(4, 6, 5, 3),
+        **_in(2, options={"affine": True, "track_running_stats": True}),
+    ),
+    Case("instance2d-relu", shape=(4, 6, 5, 3), **_in(2, activation="relu", options={"affine": True})),
+)
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
