@@ -68,7 +68,7 @@ def test_export(case: Case, training: bool) -> None:
 
 @every_case
 def test_symbolic_trace_sees_one_node(case: Case) -> None:
-    """As torch's own layers: tools built on torch.fx (fusion, quantization, feature extraction) rely on it."""
+    """As torch's own layers: tools built on torch.fx (fusion, quantization) rely on it."""
     model = nn.Sequential(case.make(), nn.Identity())
     traced = torch.fx.symbolic_trace(model)
     assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]

@@ -15,6 +15,8 @@ from torch import Tensor
 from normkit.errors import unknown
 from normkit.kernels import composed
 
+__all__ = ["ACTIVATIONS", "explain"]
+
 ACTIVATIONS = tuple(composed.ACTIVATIONS)
 
 _BACKENDS = {"composed": composed}
