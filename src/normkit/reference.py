@@ -1,0 +1,366 @@
+"""The specification: every norm in NumPy float64, forward and backward, the equation beside the code.
+
+A norm answers three questions, and each function here is its three answers:
+
+    norm         over which axes        statistic from      affine map along
+    ---------    -------------------    ----------------    ----------------
+    batch        batch, space           x                   channel
+      inference  (one per channel)      running averages    channel
+    layer        last k                 x                   last k
+    RMS          last k                 x, the mean is 0    last k, no bias
+    group        space, C/G channels    x                   channel
+    instance     space                  x                   channel
+
+The rest is one pair that all share, `_standardize` and `_standardize_backward`. Arrays are converted to
+float64; x has shape (N, C, *spatial) unless stated. Every norm returns (y, cache), and `backward(dy, cache)`
+serves them all. Of packages this file needs NumPy alone, and no other module of this package imports it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cache:
+    """What a forward pass keeps for its backward pass.
+
+    A set is the elements of x that share a statistic. mean, var and count have one element per set, so shape
+    (C,) in batch, the leading axes of x in layer and RMS, (N, G) in group and (N, C) in instance norm.
+    """
+
+    xhat: Array  # standardized input, in the shape of x; 0 at padded positions
+    mean: Array  # μ per set; 0 in RMS norm
+    var: Array  # biased variance about μ per set: the mean square in RMS norm
+    count: NDArray[np.int64]  # m, valid values per set
+    eps: float
+    axes: Shape  # the axes along which a set lies: of x, in group norm of its view (N, G, C/G, *spatial)
+    valid: NDArray[np.bool_]  # False where x is padding; in the shape of x, in group norm of its view
+    mean_from_x: bool  # whether μ is a function of x, or a constant
+    var_from_x: bool
+    weight: Array | None
+    bias: Array | None
+    affine_axes: Shape  # the axes of x that weight and bias run along
+
+    @property
+    def unbiased_var(self) -> Array:
+        """(1 / (m - 1)) Σ (x - μ)², what running averages store; ValueError where m is 0 or 1."""
+        if np.any(self.count < 2):
+            raise ValueError(f"an unbiased variance takes two or more values, got {self.count.min()}")
+        return self.var * (self.count / (self.count - 1))
+
+
+def batch_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+) -> tuple[Array, Cache]:
+    """Batch norm in training: one mean and one biased variance per channel, over batch and space.
+
+    y = γ_c (x - μ_c) / √(σ²_c + ε) + β_c
+
+    weight γ and bias β: (C,). mask: bool (N, *spatial), True = valid; padding does not enter the statistics,
+    and y is 0 there. Without any valid value mean and variance are 0.
+    Ioffe and Szegedy 2015, arXiv:1502.03167.
+    """
+    return _normalize(x, _all_but_channel(x), (1,), eps, weight, bias, mask=mask)
+
+
+def batch_norm_inference(
+    x: ArrayLike,
+    running_mean: ArrayLike,
+    running_var: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+) -> tuple[Array, Cache]:
+    """Batch norm in inference: as `batch_norm`, but μ and σ² are constants, of shape (C,)."""
+    return _normalize(
+        x, _all_but_channel(x), (1,), eps, weight, bias, mean=running_mean, var=running_var, mask=mask
+    )
+
+
+def layer_norm(
+    x: ArrayLike,
+    normalized_ndim: int,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> tuple[Array, Cache]:
+    """Layer norm: each row, the last `normalized_ndim` axes of x, has its own mean and variance.
+
+    y = γ (x - μ_row) / √(σ²_row + ε) + β, elementwise in the row
+
+    x: any shape. weight and bias: the shape of a row. Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    row = _last(normalized_ndim, x)
+    return _normalize(x, row, row, eps, weight, bias)
+
+
+def rms_norm(
+    x: ArrayLike,
+    normalized_ndim: int,
+    weight: ArrayLike | None = None,
+    eps: float = float(np.finfo(np.float64).eps),
+) -> tuple[Array, Cache]:
+    """RMS norm: layer norm whose mean is taken to be 0, so that σ² is the mean square, and without a bias.
+
+    y = γ x / √(mean_row(x²) + ε)
+
+    weight: the shape of a row. eps defaults, as in torch, to the machine epsilon of the dtype, which is
+    float64 here: a layer of another dtype has that of its own. Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    row = _last(normalized_ndim, x)
+    return _normalize(x, row, row, eps, weight, mean=np.zeros(np.shape(x)[: row[0]]))
+
+
+def group_norm(
+    x: ArrayLike,
+    num_groups: int,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> tuple[Array, Cache]:
+    """Group norm: each run of C/G neighboring channels of each sample has its own mean and variance.
+
+    y = γ_c (x - μ_ng) / √(σ²_ng + ε) + β_c, where g = ⌊c G / C⌋
+
+    weight and bias: (C,). num_groups is G and divides C. Wu and He 2018, arXiv:1803.08494.
+    """
+    n, channels, *spatial = np.shape(x)
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(
+            f"num_groups must divide the channels, got {num_groups} groups and {channels} channels"
+        )
+    view = (n, num_groups, channels // num_groups, *spatial)
+    return _normalize(x, tuple(range(2, len(view))), (1,), eps, weight, bias, view=view)
+
+
+def instance_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> tuple[Array, Cache]:
+    """Instance norm: each channel of each sample has its own mean and variance, over space.
+
+    y = γ_c (x - μ_nc) / √(σ²_nc + ε) + β_c
+
+    weight and bias: (C,). Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
+    """
+    return _normalize(x, tuple(range(2, np.ndim(x))), (1,), eps, weight, bias)
+
+
+def batchnorm_forward(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: float = 1e-5
+) -> tuple[Array, Cache]:
+    """Batch norm of an N x D array, under the names it is usually taught by: each column over the batch.
+
+    out = γ (x - μ) / √(σ² + ε) + β, with μ = (1/N) Σ_n x_n and σ² = (1/N) Σ_n (x_n - μ)²
+
+    gamma and beta: (D,).
+    """
+    if np.ndim(x) != 2:
+        raise ValueError(f"x must be N x D, got shape {np.shape(x)}: batch_norm takes (N, C, *spatial)")
+    return batch_norm(x, gamma, beta, eps)
+
+
+def batchnorm_backward(dout: ArrayLike, cache: Cache) -> tuple[Array, Array | None, Array | None]:
+    """The gradients (dx, dgamma, dbeta) of `batchnorm_forward`, from dout, the gradient of its output."""
+    return backward(dout, cache)
+
+
+def backward(dy: ArrayLike, cache: Cache) -> tuple[Array, Array | None, Array | None]:
+    """The gradients (dx, dweight, dbias) of any norm of this file, from dy, the gradient of its y.
+
+    y = γ x̂ + β, hence dβ = Σ dy, dγ = Σ dy x̂ (over the axes along which γ and β are repeated), dx̂ = γ dy
+
+    dweight and dbias are None where the norm was given none. Padding has dx = 0 and contributes nothing.
+    """
+    dy = np.asarray(dy, np.float64)
+    if dy.shape != cache.xhat.shape:
+        raise ValueError(f"dy must have the shape of x, {cache.xhat.shape}, got {dy.shape}")
+    dy = np.where(cache.valid.reshape(dy.shape), dy, 0.0)
+    repeated = _others(cache.affine_axes, dy.ndim)
+    dbias = None if cache.bias is None else dy.sum(axis=repeated)
+    dweight = None if cache.weight is None else (dy * cache.xhat).sum(axis=repeated)
+    dxhat = dy if cache.weight is None else dy * np.expand_dims(cache.weight, repeated)
+    return _standardize_backward(dxhat, cache), dweight, dbias
+
+
+def running_update(running: ArrayLike, batch: ArrayLike, momentum: float) -> Array:
+    """One step of an exponential moving average: (1 - momentum) · running + momentum · batch.
+
+    A batch is standardized by its biased variance, but the variance to store is the unbiased one,
+    `cache.unbiased_var`: the running average estimates the variance of the population.
+    """
+    return (1 - momentum) * np.asarray(running, np.float64) + momentum * np.asarray(batch, np.float64)
+
+
+def _normalize(
+    x: ArrayLike,
+    axes: Shape,
+    affine_axes: Shape,
+    eps: float,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    mean: ArrayLike | None = None,
+    var: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    view: Shape | None = None,
+) -> tuple[Array, Cache]:
+    """Standardize x over `axes` of `view`, then y = γ x̂ + β. A statistic that is None is computed from x."""
+    x = np.asarray(x, np.float64)
+    view = view or x.shape
+    sets = tuple(view[axis] for axis in _others(axes, len(view)))
+    row = tuple(x.shape[axis] for axis in affine_axes)
+    repeated = _others(affine_axes, x.ndim)
+    gamma, beta = _shaped("weight", weight, row), _shaped("bias", bias, row)
+    given = _shaped("running_mean", mean, sets), _shaped("running_var", var, sets)
+
+    valid = _valid(mask, x.shape)
+    xhat, mu, sigma2 = _standardize(x.reshape(view), valid.reshape(view), axes, eps, *given)
+    xhat = xhat.reshape(x.shape)
+    y = xhat if gamma is None else xhat * np.expand_dims(gamma, repeated)
+    y = y if beta is None else y + np.expand_dims(beta, repeated)
+    return np.where(valid, y, 0.0), Cache(
+        xhat=xhat,
+        mean=mu,
+        var=sigma2,
+        count=valid.reshape(view).sum(axis=axes),
+        eps=eps,
+        axes=axes,
+        valid=valid.reshape(view),
+        mean_from_x=mean is None,
+        var_from_x=var is None,
+        weight=gamma,
+        bias=beta,
+        affine_axes=affine_axes,
+    )
+
+
+def _standardize(
+    x: Array, valid: NDArray[np.bool_], axes: Shape, eps: float, mean: Array | None, var: Array | None
+) -> tuple[Array, Array, Array]:
+    """x̂ = (x - μ) / √(σ² + ε), with μ = (1/m) Σ x and σ² = (1/m) Σ (x - μ)² over the m valid values of a set.
+
+    Centered before it is squared, so that a mean far larger than the deviation costs no digits. Centered
+    twice, as the first mean is rounded at the scale of x, that of what is left at that of the deviation.
+    """
+    x = np.where(valid, x, 0.0)  # padding may hold anything, NaN included
+    if mean is None:
+        mu = _average(x, valid, axes)
+        centered = x - mu
+        rest = _average(centered, valid, axes)
+        mu, centered = mu + rest, centered - rest
+    else:
+        mu = np.expand_dims(mean, axes)
+        centered = x - mu
+    sigma2 = _average(centered**2, valid, axes) if var is None else np.expand_dims(var, axes)
+    xhat = np.where(valid, centered / np.sqrt(sigma2 + eps), 0.0)
+    return xhat, mu.squeeze(axes), sigma2.squeeze(axes)
+
+
+def _standardize_backward(dxhat: Array, cache: Cache) -> Array:
+    """The gradient of x: dx = (dx̂ - (1/m) Σ dx̂ - x̂ (1/m) Σ dx̂ x̂) / √(σ² + ε), sums over the set.
+
+    The second term is there because μ depends on x, the third because σ² does: a constant brings none.
+    """
+    g, xhat = dxhat.reshape(cache.valid.shape), cache.xhat.reshape(cache.valid.shape)
+    dx = g
+    if cache.mean_from_x:
+        dx = dx - _average(g, cache.valid, cache.axes)
+    if cache.var_from_x:
+        dx = dx - xhat * _average(g * xhat, cache.valid, cache.axes)
+    dx = dx / np.sqrt(np.expand_dims(cache.var, cache.axes) + cache.eps)
+    return np.where(cache.valid, dx, 0.0).reshape(dxhat.shape)
+
+
+def _average(a: Array, valid: NDArray[np.bool_], axes: Shape) -> Array:
+    """(1/m) Σ a over the m valid values of each set, the axes kept with length 1; 0 where m = 0."""
+    m = valid.sum(axis=axes, keepdims=True)
+    return np.where(valid, a, 0.0).sum(axis=axes, keepdims=True) / np.maximum(m, 1)
+
+
+def _others(axes: Shape, ndim: int) -> Shape:
+    return tuple(axis for axis in range(ndim) if axis not in axes)
+
+
+def _all_but_channel(x: ArrayLike) -> Shape:
+    return _others((1,), np.ndim(x))
+
+
+def _last(normalized_ndim: int, x: ArrayLike) -> Shape:
+    ndim = np.ndim(x)
+    if not 1 <= normalized_ndim <= ndim:
+        raise ValueError(f"normalized_ndim must lie in 1..{ndim}, the axes of x, got {normalized_ndim}")
+    return tuple(range(ndim - normalized_ndim, ndim))
+
+
+def _valid(mask: ArrayLike | None, shape: Shape) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.ones(shape, np.bool_)
+    mask = np.asarray(mask)
+    expected = (shape[0], *shape[2:])
+    if mask.dtype != np.bool_ or mask.shape != expected:
+        raise ValueError(f"mask must be bool of shape {expected}, got {mask.dtype} of shape {mask.shape}")
+    return np.broadcast_to(np.expand_dims(mask, 1), shape)
+
+
+def _shaped(name: str, array: ArrayLike | None, shape: Shape) -> Array | None:
+    if array is None:
+        return None
+    array = np.asarray(array, np.float64)
+    if array.shape != shape:  # NumPy would broadcast a near miss, into a silently different norm
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
+
+
+def _sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), from e^-|x|, which cannot overflow and keeps the digits of a result near 0."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, e) / (1 + e)
+
+
+def _tanh_derivative(x: Array) -> Array:
+    """1 / cosh² x = (2e / (1 + e²))², e = e^-|x|: 1 - tanh² x would cancel."""
+    e = np.exp(-np.abs(x))
+    return (2 * e / (1 + e * e)) ** 2
+
+
+def _normal_cdf(x: Array) -> Array:
+    """Φ(x) = erfc(-x / √2) / 2: (1 + erf) / 2 would cancel in the left tail."""
+    erfc = np.vectorize(math.erfc, otypes=[np.float64])
+    return 0.5 * erfc(-x / math.sqrt(2))
+
+
+def _normal_pdf(x: Array) -> Array:
+    """φ(x) = e^(-x²/2) / √(2π), which is 0 in float64 beyond |x| = 39: clipped, for x² may overflow."""
+    return np.exp(-0.5 * np.clip(x, -40, 40) ** 2) / math.sqrt(2 * math.pi)
+
+
+# name: (f, f'), on float64 arrays. At a kink f' is the derivative from the left, as in torch.
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "relu": (lambda x: np.maximum(x, 0.0), lambda x: np.where(x > 0, 1.0, 0.0)),
+    "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1.0, 0.01)),
+    "silu": (lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * _sigmoid(-x))),
+    "gelu": (lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * _normal_pdf(x)),
+    "elu": (
+        lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+        lambda x: np.exp(np.minimum(x, 0.0)),
+    ),
+    "sigmoid": (_sigmoid, lambda x: _sigmoid(x) * _sigmoid(-x)),
+    "tanh": (np.tanh, _tanh_derivative),
+}
