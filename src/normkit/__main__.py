@@ -1,2 +1,33 @@
 """Entry point of the `normkit` command, kept apart so that a missing extra gives a line, not a traceback."""
-def main() -> None: ...
+
+from __future__ import annotations
+
+import sys
+
+from normkit.errors import MissingExtraError, optional
+
+
+def main() -> None:
+    """Run the command line. `normkit env` works without the extra as well: it says what is missing."""
+    try:
+        optional("typer", "lab")
+        optional("rich", "lab")
+    except MissingExtraError as missing:
+        if sys.argv[1:] != ["env"]:
+            sys.exit(_refuse(missing))
+        from normkit.environment import describe
+
+        print(describe())
+        return
+    from normkit.cli import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+def _refuse(missing: MissingExtraError) -> int:
+    print(f"normkit: {missing}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Does a norm help on this data? Plan the runs of a grid, train what is missing of them, compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import normkit
+from normkit.errors import InputError, unknown
+from normkit.lab.comparison import Comparison, summarize
+from normkit.lab.data import Dataset, load
+from normkit.lab.grid import OUT, Grid
+from normkit.lab.models import MODELS, NORMS, PLACEMENTS, build
+from normkit.lab.records import Epoch, Settings
+from normkit.lab.scaling import SCALINGS, scale
+from normkit.lab.store import Store
+from normkit.lab.train import OPTIMIZERS, train
+
+# Called before each run (without an epoch) and after each of its epochs, with the epochs done of the plan.
+OnProgress = Callable[[int, Settings, "Epoch | None"], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid with its data: what to train, in which order, all of it checked."""
+
+    grid: Grid
+    dataset: Dataset  # scaled
+    settings: tuple[Settings, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all runs together."""
+        return len(self.settings) * self.grid.epochs
+
+    @property
+    def chance(self) -> float:
+        """Validation accuracy of the best constant answer: the share of the most frequent class."""
+        return float(np.bincount(self.dataset.y_val).max()) / len(self.dataset.y_val)
+
+
+def compare(grid: Grid | None = None, out: Path = OUT, on_progress: OnProgress | None = None) -> Comparison:
+    """Train the runs of a grid that `out` lacks, and compare them all.
+
+    Interrupted and called again, it goes on where it stopped, to the same result.
+
+    Raises:
+        InputError: a setting, data, device or folder that cannot be used; nothing is written then.
+    """
+    check_out(out)
+    return carry_out(plan(grid or Grid()), out, on_progress)
+
+
+def plan(grid: Grid) -> Plan:
+    """Load the data of a grid and lay out its runs; whatever could refuse them later is checked here.
+
+    Seeds are the outermost loop: what the machine does meanwhile falls on every norm alike, and an
+    interrupted comparison has whole seeds.
+    """
+    _check_names(grid)
+    _check_device(grid.device)
+    dataset = scale(grid.input_scaling, load(grid.data))
+    norms = _norms(grid, dataset)
+    least = 2 if "batch" in norms else 1
+    if not least <= grid.batch_size <= len(dataset.x_train):
+        raise InputError(
+            f"--batch-size must be {least} to {len(dataset.x_train)}, the training samples of {grid.data}, "
+            f"got {grid.batch_size}"
+        )
+    settings = tuple(
+        _settings(grid, dataset, norm, lr, seed)
+        for seed in range(grid.seeds)
+        for norm in norms
+        for lr in dict.fromkeys(grid.lr)
+    )
+    result = Plan(grid, dataset, settings)
+    if grid.target is not None and grid.target <= result.chance:
+        raise InputError(f"--target must be above chance, {result.chance:.3f} here, got {grid.target:g}")
+    return result
+
+
+def carry_out(plan: Plan, out: Path, on_progress: OnProgress | None = None) -> Comparison:
+    """Train the runs of a plan that the store in `out` lacks, and compare them all."""
+    report = on_progress or (lambda done, settings, epoch: None)
+    runs = []
+    with Store(out) as store:
+        for index, settings in enumerate(plan.settings):
+            before = index * plan.grid.epochs
+            known = store.run(settings)
+            report(before + (len(known.epochs) if known else 0), settings, None)
+
+            def on_epoch(settings: Settings, epoch: Epoch, before: int = before) -> None:
+                report(before + epoch.number, settings, epoch)
+
+            runs.append(train(settings, plan.dataset, store, on_epoch))
+    return summarize(runs, chance=plan.chance, target=plan.grid.target)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be made or written, before hours are spent on what goes there."""
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--out {out} must be a folder, but {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out} cannot be written: no permission in {nearest}")
+
+
+def _check_names(grid: Grid) -> None:
+    """Before the data is loaded, which may be a download."""
+    for kind, name, valid in (
+        ("model", grid.model, MODELS),
+        *(("norm", norm, NORMS) for norm in grid.norms),
+        ("placement", grid.placement, PLACEMENTS),
+        ("input scaling", grid.input_scaling, SCALINGS),
+        ("optimizer", grid.optimizer, OPTIMIZERS),
+    ):
+        if name not in valid:
+            raise unknown(kind, name, valid)
+
+
+def _check_device(name: str) -> None:
+    try:
+        kind = torch.zeros(1, device=name).device.type
+    except (RuntimeError, AssertionError) as refusal:
+        reason = str(refusal).splitlines()[0]
+        raise InputError(f"--device {name} is not available ({reason}): use cpu") from refusal
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, got {name}")
+
+
+def _norms(grid: Grid, dataset: Dataset) -> tuple[str, ...]:
+    """The norms asked for, each of which the model must take; without any, all that it takes."""
+    refusals = {norm: _refusal(grid, dataset, norm) for norm in dict.fromkeys(grid.norms or NORMS)}
+    for norm, refusal in refusals.items():
+        if refusal and (grid.norms or norm == "none"):
+            raise refusal
+    return tuple(norm for norm, refusal in refusals.items() if refusal is None)
+
+
+def _refusal(grid: Grid, dataset: Dataset, norm: str) -> InputError | None:
+    try:
+        with torch.device("meta"):  # names and shapes are checked, no weight is made
+            build(
+                grid.model,
+                norm=norm,
+                placement=grid.placement,
+                input_shape=dataset.x_train.shape[1:],
+                classes=dataset.classes,
+                dropout=grid.dropout,
+            )
+    except InputError as refusal:
+        return refusal
+    return None
+
+
+def _settings(grid: Grid, dataset: Dataset, norm: str, lr: float, seed: int) -> Settings:
+    return Settings(
+        data=grid.data,
+        data_fingerprint=dataset.fingerprint,
+        model=grid.model,
+        norm=norm,
+        placement=grid.placement,
+        input_scaling=grid.input_scaling,
+        batch_size=grid.batch_size,
+        lr=lr,
+        optimizer=grid.optimizer,
+        dropout=grid.dropout,
+        weight_decay=grid.weight_decay,
+        epochs=grid.epochs,
+        seed=seed,
+        device=grid.device,
+        threads=grid.threads,
+        versions=f"normkit {normkit.__version__}, torch {torch.__version__}",
+    )

@@ -1,0 +1,259 @@
+"""Training one run, so that equal settings give bitwise equal measurements, interrupted or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from normkit.errors import InputError, unknown
+from normkit.lab.data import Dataset
+from normkit.lab.models import build
+from normkit.lab.records import Epoch, Measurement, Run, Settings
+from normkit.lab.store import Store
+
+OPTIMIZERS = ("adam", "sgd")
+
+_EVALUATION_BATCH = 1024
+
+
+def train(
+    settings: Settings,
+    dataset: Dataset,
+    store: Store,
+    on_epoch: Callable[[Settings, Epoch], None] | None = None,
+) -> Run:
+    """Train the run that the settings describe, or what the store lacks of it, and return it.
+
+    The store gets every epoch as it ends, and then `on_epoch`. The seed decides the initial weights, the
+    order of the data and dropout; the norm does not, so runs of one seed are pairs. A loss that is not
+    finite ends the run as diverged.
+
+    Raises:
+        InputError: settings that make no sense, another data set than theirs, a device that is not there.
+    """
+    run = store.run(settings)
+    if run is not None and run.status != "unfinished":
+        return run
+    _check(settings, dataset)
+    device = _device(settings.device)
+    with _conditions(settings.threads, device):
+        session = _Session(settings, dataset, device)
+        state = store.state(settings)
+        done = store.run(settings)
+        epochs = done.epochs if done else ()
+        if state is not None:
+            session.load(state, steps=sum(epoch.steps for epoch in epochs))
+        for number in range(len(epochs) + 1, settings.epochs + 1):
+            epoch = session.epoch(number)
+            store.record(settings, session.parameters, epoch, session.state())
+            if on_epoch is not None:
+                on_epoch(settings, epoch)
+            if epoch.diverged:
+                break
+    run = store.run(settings)
+    assert run is not None
+    return run
+
+
+class _Session:
+    """A run in memory: the model, the optimizer, the generators, and the data that they work on."""
+
+    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
+        weights, order = np.random.SeedSequence(settings.seed).generate_state(2)
+        torch.manual_seed(int(weights))  # dropout goes on where the weights end
+        self.order = torch.Generator().manual_seed(int(order))
+        self.model = build(
+            settings.model,
+            norm=settings.norm,
+            placement=settings.placement,
+            input_shape=dataset.x_train.shape[1:],
+            classes=dataset.classes,
+            dropout=settings.dropout,
+        ).to(device)
+        self.optimizer = _optimizer(settings, self.model)
+        self.batch_size = settings.batch_size
+        self.device = device
+        self.steps = 0
+        self.x, self.y = _tensors(dataset.x_train, dataset.y_train, device)
+        part = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))
+        part = part[: len(dataset.x_val)].to(device)
+        self.train_part = self.x[part], self.y[part]
+        self.val_split = _tensors(dataset.x_val, dataset.y_val, device)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def epoch(self, number: int) -> Epoch:
+        """One pass over the training split: a measurement after each quarter, one before the first step."""
+        begun, seconds, finite = self.steps, 0.0, True
+        measurements = [self._measure()] if begun == 0 else []
+        for batches in self._quarters():
+            started = perf_counter()
+            finite = all(map(self._step, batches))
+            self._synchronize()
+            seconds += perf_counter() - started
+            if finite:
+                measurements.append(self._measure())
+            if not finite or not _is_finite(measurements[-1]):
+                break
+        kept = tuple(filter(_is_finite, measurements))
+        diverged = not finite or len(kept) < len(measurements)
+        return Epoch(number, self.steps - begun, seconds, kept, diverged)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on, under flat names."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, of_parameter in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in of_parameter.items()}
+        tensors["generator.order"] = self.order.get_state()
+        tensors["generator.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def load(self, state: dict[str, torch.Tensor], *, steps: int) -> None:
+        """Go on from where `state` was taken, after so many steps."""
+        self.steps = steps
+        of_parameters: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                of_parameters.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]  # follow from the settings
+        self.optimizer.load_state_dict({"state": of_parameters, "param_groups": groups})
+        model = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
+        self.model.load_state_dict(model)
+        self.order.set_state(state["generator.order"])
+        torch.set_rng_state(state["generator.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["generator.cuda"], self.device)
+
+    def _quarters(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The epoch's batches as indices, in four parts. A last batch of one sample is left out.
+
+        Batch norm could not take it, and the other norms must see the same data.
+        """
+        batches = torch.randperm(len(self.x), generator=self.order).to(self.device).split(self.batch_size)
+        if len(batches[-1]) == 1 < self.batch_size:
+            batches = batches[:-1]
+        for start, end in pairwise(len(batches) * quarter // 4 for quarter in range(5)):
+            if start < end:
+                yield batches[start:end]
+
+    def _step(self, batch: torch.Tensor) -> bool:
+        """Take one optimizer step, unless the loss is not finite."""
+        loss = F.cross_entropy(self.model(self.x[batch]), self.y[batch])
+        if not math.isfinite(loss.item()):
+            return False
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.steps += 1
+        return True
+
+    def _measure(self) -> Measurement:
+        self.model.eval()
+        measured = Measurement(
+            self.steps, *self._evaluate(*self.train_part), *self._evaluate(*self.val_split)
+        )
+        self.model.train()
+        return measured
+
+    @torch.no_grad()
+    def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+        """Mean loss and accuracy."""
+        loss, right = 0.0, 0
+        for samples, labels in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
+            logits = self.model(samples)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            right += int((logits.argmax(1) == labels).sum())
+        return loss / len(y), right / len(y)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _tensors(
+    x: NDArray[np.float32], y: NDArray[np.int64], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+
+
+def _is_finite(measurement: Measurement) -> bool:
+    return math.isfinite(measurement.train_loss) and math.isfinite(measurement.val_loss)
+
+
+def _optimizer(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Adam, or SGD with momentum 0.9; the weight decay of both is an L2 term in the gradient."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay
+    )
+
+
+@contextmanager
+def _conditions(threads: int, device: torch.device) -> Generator[None]:
+    """The run's own threads, generators and deterministic kernels; the caller's afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as refusal:
+        reason = str(refusal).splitlines()[0]
+        raise InputError(f"device {name!r} is not available ({reason}): use cpu") from refusal
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu or cuda, got {name!r}")
+    return device
+
+
+def _check(settings: Settings, dataset: Dataset) -> None:
+    """Refuse what no run can be trained with; the model's own settings are checked where it is built."""
+    if (settings.data_fingerprint, settings.input_scaling) != (dataset.fingerprint, dataset.scaling):
+        raise InputError(
+            f"the run is for {settings.data} scaled by {settings.input_scaling!r}, "
+            f"the data given is {dataset.name} scaled by {dataset.scaling!r}, or its content has changed"
+        )
+    if settings.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", settings.optimizer, OPTIMIZERS)
+    least = 2 if settings.norm == "batch" else 1
+    samples = len(dataset.x_train)
+    if not least <= settings.batch_size <= samples:
+        raise InputError(
+            f"batch size must be {least} to {samples}, the training samples of {dataset.name}, "
+            f"for norm {settings.norm!r}; got {settings.batch_size}"
+        )
+    for name, value, low in (
+        ("epochs", settings.epochs, 1),
+        ("threads", settings.threads, 1),
+        ("seed", settings.seed, 0),
+    ):
+        if value < low:
+            raise InputError(f"{name} must be {low} or more, got {value}")
+    if not 0 < settings.lr < math.inf:
+        raise InputError(f"learning rate must be above 0 and finite, got {settings.lr:g}")
+    if not 0 <= settings.weight_decay < math.inf:
+        raise InputError(f"weight decay must be 0 or more and finite, got {settings.weight_decay:g}")
