@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: compare test test-all check env clean
+.PHONY: compare test test-all check bench env clean
 
 compare: $(READY)   ## Compare norms on real data; ARGS="--norms none,batch --seeds 3" passes options on.
 	$(BIN)/normkit compare $(ARGS)
@@ -20,6 +20,9 @@ check: $(READY)     ## ruff and pyright.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+bench: $(READY)     ## Speed beside torch and the memory bus; ARGS="--quick", ARGS="accuracy".
+	$(BIN)/normkit bench $(ARGS)
 
 env: $(READY)       ## What is installed, what is missing, which kernels run.
 	$(BIN)/normkit env

@@ -44,14 +44,21 @@ def complete(*arguments: str) -> tuple[int | None, str, str]:
 # What it offers
 
 
+def options(name: str, command: object) -> list[str]:
+    lines = [name]
+    for option in command.params:
+        default = option.default if isinstance(option.show_default, bool) else f"({option.show_default})"
+        lines.append(f"  {', '.join(option.opts)} = {default}")
+    return lines
+
+
 def surface() -> str:
     """Every command and option with its default, a line each."""
     lines = []
     for name, command in typer.main.get_command(app).commands.items():
-        lines.append(name)
-        for option in command.params:
-            default = option.default if isinstance(option.show_default, bool) else f"({option.show_default})"
-            lines.append(f"  {', '.join(option.opts)} = {default}")
+        lines += options(name, command)
+        for sub, subcommand in getattr(command, "commands", {}).items():
+            lines += options(f"{name} {sub}", subcommand)
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -161,25 +161,100 @@ def _compare(grid: Grid, out: Path) -> None:
 
 @contextmanager
 def _progress(plan: Plan) -> Generator[OnProgress]:
-    """A bar over all epochs of all runs, on stderr; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=plan.epochs)
+    """A bar over all epochs of all runs."""
+    with _bar("epochs") as move:
 
         def on_progress(done: int, settings: Settings, epoch: Epoch | None) -> None:
             words = f"seed {settings.seed + 1}/{plan.grid.seeds}  {settings.norm:<8}  lr {settings.lr:g}"
             if epoch is not None and epoch.measurements:
                 words += f"  {epoch.measurements[-1].val_accuracy:6.1%}"
-            progress.update(task, completed=done, description=words)
+            move(done, plan.epochs, words)
 
         yield on_progress
+
+
+@contextmanager
+def _bar(unit: str) -> Generator[Callable[[int, int, str], None]]:
+    """A bar on stderr, moved by (done, total, what is under way); nothing where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def move(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        yield move
+
+
+bench = typer.Typer(invoke_without_command=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def speed(
+    context: typer.Context,
+    rows: Annotated[str, typer.Option(help="Rows, with commas.", show_default="all")] = "",
+    networks: Annotated[
+        str, typer.Option(help="Networks whose layers are measured, with commas.", show_default="all")
+    ] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Few shapes per row.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Of torch.", show_default="torch's own")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Rounds.", show_default="11, quick 5")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every time of every round here.")] = None,
+) -> None:
+    """Measure the layers beside torch, torch.compile, JAX and the memory bus.
+
+    All take turns within one run, so the ratios hold on a noisy machine too.
+    [bold]normkit bench accuracy[/bold] measures errors instead of times.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from normkit.bench import speed as measure
+    from normkit.bench import table
+    from normkit.bench.result import to_json
+
+    with _bar("measurements") as move:
+        result = measure.run(
+            _words(rows) or measure.KEYS,
+            _words(networks) or measure.SHAPES_OF,
+            threads,
+            repeats,
+            quick,
+            move,
+        )
+    table.print_table(result)
+    _write(json, to_json(result))
+
+
+@bench.command()
+def accuracy(
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every figure here.")] = None,
+) -> None:
+    """Measure errors against float64, beside torch in both layouts and Keras."""
+    from normkit.bench import accuracy as measure
+    from normkit.bench import accuracy_table
+
+    with _bar("inputs") as move:
+        result = measure.run(on_progress=move)
+    accuracy_table.print_table(result)
+    _write(markdown, accuracy_table.to_markdown(result))
+    _write(json, measure.to_json(result))
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is not None:
+        try:
+            path.write_text(text)
+        except OSError as failure:
+            raise InputError(f"{path}: {failure.strerror}") from failure
 
 
 @app.command()
