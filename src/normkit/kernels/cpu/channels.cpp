@@ -1,0 +1,208 @@
+// Statistics per channel: batch norm and its relatives. Compiled once per instruction set.
+//
+// A call is cut into blocks of channels. A block is prepared, read once for its sums (first), its coefficients
+// are made of them (finish), and its outputs are written while it is still in the cache (second). Where there
+// are fewer channels than threads, or where channels lie side by side in memory, all threads share a block.
+
+#include "family.hpp"
+
+#include "coefficients.hpp"
+#include "dispatch.hpp"
+#include "layouts.hpp"
+#include "parallel.hpp"
+
+namespace normkit::NORMKIT_ISA {
+
+namespace {
+
+template <class T, class Layout>
+class Channels {
+   public:
+    explicit Channels(const Call& call)
+        : call_(call),
+          layout_(call.N, call.C, call.S, call.mask),
+          stride_(ceil_div(layout_.columns(), L) * L),
+          threads_(threads_for(call.N * call.C * call.S)),
+          memory_(stride_ * (kFields * 12 + 1 + (layout_.chunks + 1) * 32)) {
+        double* next = memory_.as<double>();
+        totals_ = Totals{next, stride_};
+        next += stride_ * 4 * (layout_.chunks + 1);
+        by_.f64 = next;
+        by_.f32 = reinterpret_cast<float*>(next + stride_ * kFields);
+        by_.wide = reinterpret_cast<uint8_t*>(by_.f32 + stride_ * kFields);
+        by_.stride = stride_;
+        std::memset(by_.wide, 0, stride_);
+    }
+
+    // Stages: sums (moments), outputs (normalization with given statistics), or both.
+    template <class Act>
+    int64_t forward(Act act) const {
+        const bool measured = call_.stages & kSums;
+        const int64_t count = measured ? find_positions() : 0;
+        const double *mean = call_.stats, *var = mean + call_.C, *tail = var + call_.C;
+        run(
+            1,
+            [&](int64_t c0, int64_t c1) { measured ? set_shifts(c0, c1) : set_given(c0, c1); },
+            MomentsPass<T>{x()},
+            [&](int64_t c0, int64_t c1) {
+                if (!measured) return;
+                finish_moments(c0, c1, double(count));
+                for (int64_t c = c0; c < c1; ++c) set_affine(c, Pair{mean[c], tail[c]}, var[c]);
+            },
+            NormalizePass<T, Act>{x(), tensor(call_.residual), output(call_.y), act});
+        return count;
+    }
+
+    // Stages: sums of the gradient, input gradient from given sums, or both.
+    template <class Act>
+    int64_t backward(Act act) const {
+        const bool measured = call_.stages & kSums;
+        const double count = call_.constant_statistics ? 0 : measured ? double(find_positions()) : call_.count;
+        const Upstream<T, Act> upstream{tensor(call_.dy), tensor(call_.residual), act};
+        run(
+            2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, GradientSumsPass<T, Act>{x(), upstream},
+            [&](int64_t c0, int64_t c1) {
+                if (measured) finish_sums(c0, c1);
+                const double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
+                for (int64_t c = c0; c < c1; ++c) set_gradient(c, dz[c], dz_xhat[c], count);
+            },
+            InputGradientPass<T, Act>{x(), upstream, output(call_.dx), output(call_.dresidual)});
+        return 0;
+    }
+
+   private:
+    const Call& call_;
+    const Layout layout_;
+    const int64_t stride_;
+    const int threads_;
+    const Scratch memory_;
+    Totals totals_;  // those of all chunks, then those of each chunk
+    Coefficients by_;
+    mutable int64_t first_position_ = 0;
+
+    static const T* tensor(const void* data) { return static_cast<const T*>(data); }
+    const T* x() const { return tensor(call_.x); }
+
+    Output<T> output(void* data) const {
+        const int64_t bytes = call_.N * call_.C * call_.S * int64_t(sizeof(T));
+        if (data) advise_huge_pages(data, bytes);
+        return {static_cast<T*>(data), leaves_cache(bytes) && layout_.can_stream(data)};
+    }
+
+    // --- blocks of channels ---------------------------------------------------------------------------------
+
+    template <class Prepare, class SumsPass, class Finish, class OutputPass>
+    void run(int64_t arrays, const Prepare& prepare, const SumsPass& sums_pass, const Finish& finish,
+             const OutputPass& output_pass) const {
+        const int64_t C = call_.C, chunks = layout_.chunks;
+        const bool summed = call_.stages & kSums, written = call_.stages & kOutputs;
+        const auto first = [&](int64_t chunk, int64_t c0, int64_t c1) {
+            layout_.sums(sums_pass, by_, chunk, c0, c1, partial(chunk).from(c0));
+        };
+        const auto second = [&](int64_t chunk, int64_t c0, int64_t c1) {
+            layout_.map(output_pass, by_, chunk, c0, c1);
+            if (output_pass.streamed()) stream_fence();
+        };
+        const int64_t width = layout_.block(caches().l2 / 2, arrays, threads_);
+        if (width > 0) {
+            parallel(ceil_div(C, width), threads_, Order::forward, [&](int64_t block) {
+                const int64_t c0 = block * width, c1 = std::min(C, c0 + width);
+                prepare(c0, c1);
+                for (int64_t i = 0; summed && i < chunks; ++i) first(i, c0, c1);
+                finish(c0, c1);
+                for (int64_t i = chunks - 1; written && i >= 0; --i) second(i, c0, c1);
+            });
+            return;
+        }
+        const int64_t group = layout_.group(caches().last / 2, arrays);
+        for (int64_t c0 = 0; c0 < C; c0 += group) {
+            const int64_t c1 = std::min(C, c0 + group);
+            prepare(c0, c1);
+            if (summed) parallel(chunks, threads_, Order::forward, [&](int64_t i) { first(i, c0, c1); });
+            finish(c0, c1);
+            if (written) parallel(chunks, threads_, Order::backward, [&](int64_t i) { second(i, c0, c1); });
+        }
+    }
+    Totals partial(int64_t chunk) const { return {totals_.rows + (chunk + 1) * 4 * stride_, stride_}; }
+    Totals total(int64_t c0, int64_t c1) const {
+        const Totals sums = totals_.from(c0);
+        for (int which : {0, 1})
+            for (int64_t c = 0; c < c1 - c0; ++c) sums.set(which, c, {0, 0});
+        for (int64_t i = 0; i < layout_.chunks; ++i) sums.add(partial(i).from(c0), c1 - c0);
+        return totals_;
+    }
+
+    // --- statistics and coefficients ------------------------------------------------------------------------
+
+    // Counts the positions that the mask leaves, and notes the first.
+    int64_t find_positions() const {
+        const int64_t all = call_.N * call_.S;
+        if (!call_.mask) return all;
+        int64_t count = 0;
+        for (int64_t i = all - 1; i >= 0; --i)
+            if (call_.mask[i]) ++count, first_position_ = i;
+        return count;
+    }
+    double shift(int64_t c) const {
+        const int64_t n = first_position_ / call_.S, s = first_position_ % call_.S;
+        return value({const_cast<void*>(call_.x), call_.dtype}, layout_.offset(n, s, c), 0);
+    }
+    Writer coefficients() const { return {by_, call_.C, layout_.copies}; }
+
+    void set_affine(int64_t c, Pair mean, double var) const {
+        coefficients().template affine<T>(c, mean, var, call_.eps, value(call_.weight, c, 1), value(call_.bias, c, 0));
+    }
+    void set_gradient(int64_t c, double dz, double dz_xhat, double count) const {
+        const double scale = by_.row<double>(kScale)[c];
+        count > 0 ? coefficients().gradient(c, -scale * (dz_xhat / count), -scale * (dz / count))
+                  : coefficients().gradient(c, 0, 0);
+    }
+    void set_shifts(int64_t c0, int64_t c1) const {
+        for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c));
+    }
+    void set_given(int64_t c0, int64_t c1) const {
+        for (int64_t c = c0; c < c1; ++c)
+            set_affine(c, Pair{value(call_.mean, c, 0), call_.tail ? call_.tail[c] : 0}, value(call_.var, c, 1));
+    }
+    void finish_moments(int64_t c0, int64_t c1, double count) const {
+        const Totals sums = total(c0, c1);
+        double *mean = call_.stats, *var = mean + call_.C, *tail = var + call_.C;
+        for (int64_t c = c0; c < c1; ++c) {
+            const Moments m = moments_about(shift(c), sums.get(0, c), sums.get(1, c), count);
+            mean[c] = m.mean.hi, tail[c] = m.mean.lo, var[c] = m.var;
+        }
+    }
+    void finish_sums(int64_t c0, int64_t c1) const {
+        const Totals sums = total(c0, c1);
+        double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
+        for (int64_t c = c0; c < c1; ++c) {
+            dz[c] = sums.row(0)[c];
+            dz_xhat[c] = sums.row(1)[c] * by_.row<double>(kRstd)[c];
+            assign(call_.dbias, c, dz[c]);
+            assign(call_.dweight, c, dz_xhat[c]);
+        }
+    }
+};
+
+// body(channels, activation) for the dtype, the layout and the activation of a call.
+template <class Body>
+int64_t with(const Call& call, const Body& body) {
+    return with_dtype(call.dtype, [&](auto t) {
+        using T = decltype(t);
+        return with_activation<T>(call.activation, [&](auto act) {
+            if (call.channels_last) return body(Channels<T, Columns<T>>(call), act);
+            return body(Channels<T, Planes<T>>(call), act);
+        });
+    });
+}
+
+}  // namespace
+
+int64_t channels_forward(const Call& call) {
+    return with(call, [](const auto& channels, auto act) { return channels.forward(act); });
+}
+void channels_backward(const Call& call) {
+    with(call, [](const auto& channels, auto act) { return channels.backward(act); });
+}
+
+}  // namespace normkit::NORMKIT_ISA

@@ -1,0 +1,215 @@
+// What is done to one vector of elements, for any layout: the four passes that every norm is made of.
+//
+//   MomentsPass         Σ(x - k), Σ(x - k)²
+//   NormalizePass       y  = a(z),  z = scale (x - mean) + bias + residual
+//   GradientSumsPass    Σ dz, Σ dz (x - mean)             with dz = dy a'(z)
+//   InputGradientPass   dx = scale dz + b xhat + c,  dresidual = dz
+//
+// A pass is called as pass.apply<A>(at, lanes, coefficients, sums): at is the offset of the vector in memory, A
+// the type of the arithmetic: F, or D for f64 and for channels whose coefficients f32 cannot hold.
+// x - mean is taken as (x - hi) - lo, where hi + lo is the mean to twice the bits of A: two roundings, both
+// relative to the result.
+
+#pragma once
+
+#include "activation.hpp"
+#include "sums.hpp"
+
+namespace normkit::NORMKIT_ISA {
+
+template <class A>
+using ElementOf = std::conditional_t<std::is_same_v<A, D>, double, float>;
+
+// Coefficients: one row per field, one column per channel, in f64 and rounded to f32.
+enum Field { kShift, kHi, kLo, kScale, kBias, kRstd, kB, kC, kFields };
+
+struct Coefficients {
+    double* f64;
+    float* f32;
+    uint8_t* wide;  // per column: f32 does not do
+    int64_t stride;
+
+    template <class E>
+    E* row(int field) const {
+        if constexpr (std::is_same_v<E, double>)
+            return f64 + field * stride;
+        else
+            return f32 + field * stride;
+    }
+};
+
+// Two ways to take the coefficients of a vector: all lanes in one channel, or a channel for each lane.
+struct OneChannel {
+    const Coefficients& of;
+    int64_t c;
+    template <class A>
+    A get(int field) const {
+        return splat<A>(of.row<ElementOf<A>>(field)[c]);
+    }
+};
+struct ChannelPerLane {
+    const Coefficients& of;
+    int64_t c;
+    template <class A>
+    A get(int field) const {
+        return load<A>(of.row<ElementOf<A>>(field) + c, All{});
+    }
+};
+
+template <class A>
+struct Affine {
+    A hi, lo, scale, bias;
+    template <class From>
+    explicit Affine(const From& from)
+        : hi(from.template get<A>(kHi)),
+          lo(from.template get<A>(kLo)),
+          scale(from.template get<A>(kScale)),
+          bias(from.template get<A>(kBias)) {}
+    A centred(A x) const { return (x - hi) - lo; }
+    A operator()(A d) const { return fma(d, scale, bias); }
+};
+
+// Stores either way; pass.lead(at) elements are done first, so that streamed vectors are aligned.
+template <class T>
+struct Output {
+    T* data;
+    bool streamed;
+    template <class A>
+    void put(int64_t at, A v, All) const {
+        streamed ? stream(data + at, v) : store(data + at, v, All{});
+    }
+    template <class A, class Lanes>
+    void put(int64_t at, A v, Lanes lanes) const {
+        store(data + at, keep(v, lanes), lanes);
+    }
+    int64_t lead(int64_t at) const {
+        if (!streamed) return 0;
+        return -int64_t(reinterpret_cast<uintptr_t>(data + at) / sizeof(T)) & (L - 1);
+    }
+};
+
+struct NoSums {
+    void join(const NoSums&) {}
+};
+
+template <class T>
+struct MomentsPass {
+    using Result = Sums<T>;
+    const T* x;
+
+    template <class A>
+    struct Coefficient {
+        D k;
+        template <class From>
+        explicit Coefficient(const From& from) : k(from.template get<D>(kShift)) {}
+    };
+    int64_t lead(int64_t) const { return 0; }
+
+    template <class A, class Lanes>
+    void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
+        const D v = load<D>(x + at, lanes), d = keep(v - by.k, lanes);
+        sums.first.add(d);
+        sums.second.add_product(d, d);
+        if constexpr (std::is_same_v<T, double>) {  // what the subtraction rounded away
+            const D back = d - v, error = keep((v - (d - back)) - (by.k + back), lanes);
+            sums.first.e = sums.first.e + error;
+            sums.second.e = fma(d + d, error, sums.second.e);
+        }
+    }
+};
+
+template <class T, class Act>
+struct NormalizePass {
+    using Result = NoSums;
+    const T *x, *residual;
+    Output<T> y;
+    Act act;
+
+    template <class A>
+    using Coefficient = Affine<A>;
+    int64_t lead(int64_t at) const { return y.lead(at); }
+    bool streamed() const { return y.streamed; }
+
+    template <class A, class Lanes>
+    void apply(int64_t at, Lanes lanes, const Affine<A>& by, NoSums&) const {
+        A z = by(by.centred(load<A>(x + at, lanes)));
+        if (residual) z = z + load<A>(residual + at, lanes);
+        y.put(at, activate(z, act), lanes);
+    }
+};
+
+// dz of one vector, from d = x - mean.
+template <class T, class Act>
+struct Upstream {
+    const T *dy, *residual;
+    Act act;
+
+    template <class A, class Lanes>
+    A dz(int64_t at, Lanes lanes, A d, const Affine<A>& by) const {
+        const A v = load<A>(dy + at, lanes);
+        if constexpr (std::is_same_v<Act, None>) return v;
+        A z = by(d);
+        if (residual) z = z + load<A>(residual + at, lanes);
+        return through(z, v, act);
+    }
+};
+
+template <class T, class Act>
+struct GradientSumsPass {
+    using Result = Sums<T>;
+    const T* x;
+    Upstream<T, Act> upstream;
+
+    template <class A>
+    struct Coefficient : Affine<A> {
+        D mean;
+        template <class From>
+        explicit Coefficient(const From& from) : Affine<A>(from), mean(from.template get<D>(kHi)) {}
+    };
+    int64_t lead(int64_t) const { return 0; }
+
+    template <class A, class Lanes>
+    void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
+        const A v = load<A>(x + at, lanes), d = by.centred(v);
+        const A dz = keep(upstream.dz(at, lanes, d, by), lanes);
+        if constexpr (std::is_same_v<A, D>) {
+            sums.first.add(dz);
+            sums.second.add_product(dz, d);
+        } else {
+            const D wide = widen(dz);
+            sums.first.add(wide);
+            sums.second.add_product(wide, widen(v) - by.mean);
+        }
+    }
+};
+
+template <class T, class Act>
+struct InputGradientPass {
+    using Result = NoSums;
+    const T* x;
+    Upstream<T, Act> upstream;
+    Output<T> dx, dresidual;
+
+    template <class A>
+    struct Coefficient : Affine<A> {
+        A rstd, b, c;
+        template <class From>
+        explicit Coefficient(const From& from)
+            : Affine<A>(from),
+              rstd(from.template get<A>(kRstd)),
+              b(from.template get<A>(kB)),
+              c(from.template get<A>(kC)) {}
+    };
+    int64_t lead(int64_t at) const { return dx.lead(at); }
+    bool streamed() const { return dx.streamed; }
+
+    template <class A, class Lanes>
+    void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
+        const A d = by.centred(load<A>(x + at, lanes));
+        const A dz = upstream.dz(at, lanes, d, by);
+        if (dresidual.data) dresidual.put(at, dz, lanes);
+        dx.put(at, fma(by.scale, dz, fma(by.b, d * by.rstd, by.c)), lanes);
+    }
+};
+
+}  // namespace normkit::NORMKIT_ISA
