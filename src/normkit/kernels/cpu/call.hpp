@@ -4,6 +4,9 @@
 
 #include <cstdint>
 
+// What is done to one vector must dissolve in the loop around it, which the compiler doubts for large bodies.
+#define NORMKIT_INLINE [[gnu::always_inline]] inline
+
 namespace normkit {
 
 struct bf16 {

@@ -15,18 +15,21 @@ namespace normkit::NORMKIT_ISA {
 
 namespace {
 
+// Planes below this are taken as rows of columns, where no vector ends with a plane.
+constexpr int64_t kSmallPlane = 64;
+
 template <class T, class Layout>
 class Channels {
    public:
     explicit Channels(const Call& call)
         : call_(call),
-          layout_(call.N, call.C, call.S, call.mask),
+          layout_(call.N, call.C, call.S, call.mask, call.channels_last),
           stride_(ceil_div(layout_.columns(), L) * L),
           threads_(threads_for(call.N * call.C * call.S)),
-          memory_(stride_ * (kFields * 12 + 1 + (layout_.chunks + 1) * 32)) {
+          memory_(stride_ * (kFields * 12 + 1) + call.C * (layout_.chunks + 1) * 32) {
         double* next = memory_.as<double>();
-        totals_ = Totals{next, stride_};
-        next += stride_ * 4 * (layout_.chunks + 1);
+        totals_ = Totals{next, call.C};
+        next += call.C * 4 * (layout_.chunks + 1);
         by_.f64 = next;
         by_.f32 = reinterpret_cast<float*>(next + stride_ * kFields);
         by_.wide = reinterpret_cast<uint8_t*>(by_.f32 + stride_ * kFields);
@@ -39,15 +42,12 @@ class Channels {
     int64_t forward(Act act) const {
         const bool measured = call_.stages & kSums;
         const int64_t count = measured ? find_positions() : 0;
-        const double *mean = call_.stats, *var = mean + call_.C, *tail = var + call_.C;
         run(
             1,
             [&](int64_t c0, int64_t c1) { measured ? set_shifts(c0, c1) : set_given(c0, c1); },
             MomentsPass<T>{x()},
             [&](int64_t c0, int64_t c1) {
-                if (!measured) return;
-                finish_moments(c0, c1, double(count));
-                for (int64_t c = c0; c < c1; ++c) set_affine(c, Pair{mean[c], tail[c]}, var[c]);
+                if (measured) finish_moments(c0, c1, double(count));
             },
             NormalizePass<T, Act>{x(), tensor(call_.residual), output(call_.y), act});
         return count;
@@ -63,8 +63,7 @@ class Channels {
             2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, GradientSumsPass<T, Act>{x(), upstream},
             [&](int64_t c0, int64_t c1) {
                 if (measured) finish_sums(c0, c1);
-                const double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
-                for (int64_t c = c0; c < c1; ++c) set_gradient(c, dz[c], dz_xhat[c], count);
+                set_gradient(c0, c1, count);
             },
             InputGradientPass<T, Act>{x(), upstream, output(call_.dx), output(call_.dresidual)});
         return 0;
@@ -123,7 +122,7 @@ class Channels {
             if (written) parallel(chunks, threads_, Order::backward, [&](int64_t i) { second(i, c0, c1); });
         }
     }
-    Totals partial(int64_t chunk) const { return {totals_.rows + (chunk + 1) * 4 * stride_, stride_}; }
+    Totals partial(int64_t chunk) const { return {totals_.rows + (chunk + 1) * 4 * call_.C, call_.C}; }
     Totals total(int64_t c0, int64_t c1) const {
         const Totals sums = totals_.from(c0);
         for (int which : {0, 1})
@@ -147,37 +146,46 @@ class Channels {
         const int64_t n = first_position_ / call_.S, s = first_position_ % call_.S;
         return value({const_cast<void*>(call_.x), call_.dtype}, layout_.offset(n, s, c), 0);
     }
-    Writer coefficients() const { return {by_, call_.C, layout_.copies}; }
+    Writer<T> coefficients() const { return {by_, call_.C, layout_.copies, layout_.spread}; }
 
-    void set_affine(int64_t c, Pair mean, double var) const {
-        coefficients().template affine<T>(c, mean, var, call_.eps, value(call_.weight, c, 1), value(call_.bias, c, 0));
+    template <class Statistics>
+    void set_affine(int64_t c0, int64_t c1, const Statistics& of) const {
+        for (int64_t c = c0; c < c1; ++c) {
+            const Moments m = of(c);
+            coefficients().affine(c, m.mean, m.var, call_.eps, value(call_.weight, c, 1), value(call_.bias, c, 0));
+        }
+        coefficients().complete(c0, c1, kHi, kB);
     }
-    void set_gradient(int64_t c, double dz, double dz_xhat, double count) const {
-        const double scale = by_.row<double>(kScale)[c];
-        count > 0 ? coefficients().gradient(c, -scale * (dz_xhat / count), -scale * (dz / count))
-                  : coefficients().gradient(c, 0, 0);
+    void set_gradient(int64_t c0, int64_t c1, double count) const {
+        const double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
+        for (int64_t c = c0; c < c1; ++c)
+            coefficients().gradient(c, count > 0 ? dz[c] / count : 0, count > 0 ? dz_xhat[c] / count : 0);
+        coefficients().complete(c0, c1, kHi, kFields);
     }
     void set_shifts(int64_t c0, int64_t c1) const {
         for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c));
     }
     void set_given(int64_t c0, int64_t c1) const {
-        for (int64_t c = c0; c < c1; ++c)
-            set_affine(c, Pair{value(call_.mean, c, 0), call_.tail ? call_.tail[c] : 0}, value(call_.var, c, 1));
+        set_affine(c0, c1, [&](int64_t c) {
+            return Moments{{value(call_.mean, c, 0), call_.tail ? call_.tail[c] : 0}, value(call_.var, c, 1)};
+        });
     }
     void finish_moments(int64_t c0, int64_t c1, double count) const {
         const Totals sums = total(c0, c1);
         double *mean = call_.stats, *var = mean + call_.C, *tail = var + call_.C;
         for (int64_t c = c0; c < c1; ++c) {
             const Moments m = moments_about(shift(c), sums.get(0, c), sums.get(1, c), count);
-            mean[c] = m.mean.hi, tail[c] = m.mean.lo, var[c] = m.var;
+            mean[c] = m.mean.hi, var[c] = m.var, tail[c] = m.mean.lo;
         }
+        if (call_.stages & kOutputs)
+            set_affine(c0, c1, [&](int64_t c) { return Moments{{mean[c], tail[c]}, var[c]}; });
     }
     void finish_sums(int64_t c0, int64_t c1) const {
         const Totals sums = total(c0, c1);
         double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
         for (int64_t c = c0; c < c1; ++c) {
             dz[c] = sums.row(0)[c];
-            dz_xhat[c] = sums.row(1)[c] * by_.row<double>(kRstd)[c];
+            dz_xhat[c] = sums.row(1)[c] * coefficients().first(kRstd, c);
             assign(call_.dbias, c, dz[c]);
             assign(call_.dweight, c, dz_xhat[c]);
         }
@@ -190,7 +198,8 @@ int64_t with(const Call& call, const Body& body) {
     return with_dtype(call.dtype, [&](auto t) {
         using T = decltype(t);
         return with_activation<T>(call.activation, [&](auto act) {
-            if (call.channels_last) return body(Channels<T, Columns<T>>(call), act);
+            const bool small = call.S < kSmallPlane && !call.mask;
+            if (call.channels_last || small) return body(Channels<T, Columns<T>>(call), act);
             return body(Channels<T, Planes<T>>(call), act);
         });
     });

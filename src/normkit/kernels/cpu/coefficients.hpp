@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "passes.hpp"
@@ -37,14 +38,17 @@ double over_deviation(double numerator, double var, double eps) {
 // Far enough from the ends of f32 that products and rounding errors are normal numbers.
 inline bool fits_f32(double v) { return v == 0 || (std::fabs(v) > 0x1p-110 && std::fabs(v) < 0x1p110); }
 
+// Fills the coefficients of a channel. f64 columns are filled where a pass reads them: for the sums, and for all
+// fields by complete() where a channel of the block is wide; the first column of a channel is always there.
+template <class T>
 class Writer {
    public:
-    Writer(const Coefficients& to, int64_t C, int64_t copies) : to_(to), C_(C), copies_(copies) {}
+    Writer(const Coefficients& to, int64_t C, int64_t copies, int64_t spread)
+        : to_(to), C_(C), copies_(copies), spread_(spread) {}
 
-    void shift(int64_t c, double k) const { put(kShift, c, k, float(k)); }
+    void shift(int64_t c, double k) const { fill(to_.row<double>(kShift), c, k); }
 
     // z = scale (x - mean) + bias
-    template <class T>
     void affine(int64_t c, Pair mean, double var, double eps, double gamma, double beta) const {
         const double rstd = over_deviation<T>(1, var, eps), scale = over_deviation<T>(gamma, var, eps);
         const float hi = float(mean.hi);
@@ -53,28 +57,37 @@ class Writer {
         put(kScale, c, scale, float(scale));
         put(kBias, c, beta, float(beta));
         put(kRstd, c, rstd, float(rstd));
-        widen(c, !(fits_f32(mean.hi) && fits_f32(scale) && fits_f32(rstd) && fits_f32(beta)) ||
-                     (var != 0 && var < 0x1p-200));
+        fill(to_.row<double>(kHi), c, mean.hi);
+        fill(to_.wide, c, !(fits_f32(mean.hi) && fits_f32(scale) && fits_f32(rstd) && fits_f32(beta)) ||
+                              (var != 0 && var < 0x1p-200));
     }
-    // dx = scale dz + b xhat + c
-    void gradient(int64_t c, double b, double constant) const {
+    // dx = scale dz + b xhat + constant, where the mean of dz and of dz * xhat are given
+    void gradient(int64_t c, double dz, double dz_xhat) const {
+        const double scale = first(kScale, c), b = -scale * dz_xhat, constant = -scale * dz;
         put(kB, c, b, float(b));
         put(kC, c, constant, float(constant));
-        widen(c, to_.wide[c] || !(fits_f32(b) && fits_f32(constant)));
+        fill(to_.wide, c, to_.wide[c * spread_] || !(fits_f32(b) && fits_f32(constant)));
     }
+    void complete(int64_t c0, int64_t c1, int field0, int field1) const {
+        bool wide = std::is_same_v<T, double>;
+        for (int64_t c = c0; c < c1; ++c) wide |= to_.wide[c * spread_] != 0;
+        if (wide)
+            for (int field = field0; field < field1; ++field)
+                for (int64_t c = c0; c < c1; ++c) fill(to_.row<double>(field), c, first(field, c));
+    }
+    double first(int field, int64_t c) const { return to_.row<double>(field)[c * spread_]; }
 
    private:
     const Coefficients& to_;
-    int64_t C_, copies_;
+    int64_t C_, copies_, spread_;
 
-    void put(int field, int64_t c, double v, float rounded) const {
-        for (int64_t i = c; i < copies_ * C_; i += C_) {
-            to_.row<double>(field)[i] = v;
-            to_.row<float>(field)[i] = rounded;
-        }
+    template <class E, class V>
+    void fill(E* row, int64_t c, V v) const {
+        for (int64_t copy = 0; copy < copies_; ++copy) std::fill_n(row + (copy * C_ + c) * spread_, spread_, E(v));
     }
-    void widen(int64_t c, bool yes) const {
-        for (int64_t i = c; i < copies_ * C_; i += C_) to_.wide[i] = yes;
+    void put(int field, int64_t c, double v, float rounded) const {
+        to_.row<double>(field)[c * spread_] = v;
+        if constexpr (!std::is_same_v<T, double>) fill(to_.row<float>(field), c, rounded);
     }
 };
 

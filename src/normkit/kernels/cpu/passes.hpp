@@ -30,7 +30,7 @@ struct Coefficients {
     int64_t stride;
 
     template <class E>
-    E* row(int field) const {
+    NORMKIT_INLINE E* row(int field) const {
         if constexpr (std::is_same_v<E, double>)
             return f64 + field * stride;
         else
@@ -43,7 +43,7 @@ struct OneChannel {
     const Coefficients& of;
     int64_t c;
     template <class A>
-    A get(int field) const {
+    NORMKIT_INLINE A get(int field) const {
         return splat<A>(of.row<ElementOf<A>>(field)[c]);
     }
 };
@@ -51,7 +51,7 @@ struct ChannelPerLane {
     const Coefficients& of;
     int64_t c;
     template <class A>
-    A get(int field) const {
+    NORMKIT_INLINE A get(int field) const {
         return load<A>(of.row<ElementOf<A>>(field) + c, All{});
     }
 };
@@ -60,13 +60,13 @@ template <class A>
 struct Affine {
     A hi, lo, scale, bias;
     template <class From>
-    explicit Affine(const From& from)
+    NORMKIT_INLINE explicit Affine(const From& from)
         : hi(from.template get<A>(kHi)),
           lo(from.template get<A>(kLo)),
           scale(from.template get<A>(kScale)),
           bias(from.template get<A>(kBias)) {}
-    A centred(A x) const { return (x - hi) - lo; }
-    A operator()(A d) const { return fma(d, scale, bias); }
+    NORMKIT_INLINE A centred(A x) const { return (x - hi) - lo; }
+    NORMKIT_INLINE A operator()(A d) const { return fma(d, scale, bias); }
 };
 
 // Stores either way; pass.lead(at) elements are done first, so that streamed vectors are aligned.
@@ -75,11 +75,11 @@ struct Output {
     T* data;
     bool streamed;
     template <class A>
-    void put(int64_t at, A v, All) const {
+    NORMKIT_INLINE void put(int64_t at, A v, All) const {
         streamed ? stream(data + at, v) : store(data + at, v, All{});
     }
     template <class A, class Lanes>
-    void put(int64_t at, A v, Lanes lanes) const {
+    NORMKIT_INLINE void put(int64_t at, A v, Lanes lanes) const {
         store(data + at, keep(v, lanes), lanes);
     }
     int64_t lead(int64_t at) const {
@@ -89,7 +89,9 @@ struct Output {
 };
 
 struct NoSums {
-    void join(const NoSums&) {}
+    NORMKIT_INLINE void join(const NoSums&) {}
+    NORMKIT_INLINE void read(const Totals&, int64_t) {}
+    NORMKIT_INLINE void write(const Totals&, int64_t) const {}
 };
 
 template <class T>
@@ -101,12 +103,12 @@ struct MomentsPass {
     struct Coefficient {
         D k;
         template <class From>
-        explicit Coefficient(const From& from) : k(from.template get<D>(kShift)) {}
+        NORMKIT_INLINE explicit Coefficient(const From& from) : k(from.template get<D>(kShift)) {}
     };
     int64_t lead(int64_t) const { return 0; }
 
     template <class A, class Lanes>
-    void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
         const D v = load<D>(x + at, lanes), d = keep(v - by.k, lanes);
         sums.first.add(d);
         sums.second.add_product(d, d);
@@ -131,7 +133,7 @@ struct NormalizePass {
     bool streamed() const { return y.streamed; }
 
     template <class A, class Lanes>
-    void apply(int64_t at, Lanes lanes, const Affine<A>& by, NoSums&) const {
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Affine<A>& by, NoSums&) const {
         A z = by(by.centred(load<A>(x + at, lanes)));
         if (residual) z = z + load<A>(residual + at, lanes);
         y.put(at, activate(z, act), lanes);
@@ -145,7 +147,7 @@ struct Upstream {
     Act act;
 
     template <class A, class Lanes>
-    A dz(int64_t at, Lanes lanes, A d, const Affine<A>& by) const {
+    NORMKIT_INLINE A dz(int64_t at, Lanes lanes, A d, const Affine<A>& by) const {
         const A v = load<A>(dy + at, lanes);
         if constexpr (std::is_same_v<Act, None>) return v;
         A z = by(d);
@@ -164,12 +166,12 @@ struct GradientSumsPass {
     struct Coefficient : Affine<A> {
         D mean;
         template <class From>
-        explicit Coefficient(const From& from) : Affine<A>(from), mean(from.template get<D>(kHi)) {}
+        NORMKIT_INLINE explicit Coefficient(const From& from) : Affine<A>(from), mean(from.template get<D>(kHi)) {}
     };
     int64_t lead(int64_t) const { return 0; }
 
     template <class A, class Lanes>
-    void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
         const A v = load<A>(x + at, lanes), d = by.centred(v);
         const A dz = keep(upstream.dz(at, lanes, d, by), lanes);
         if constexpr (std::is_same_v<A, D>) {
@@ -194,7 +196,7 @@ struct InputGradientPass {
     struct Coefficient : Affine<A> {
         A rstd, b, c;
         template <class From>
-        explicit Coefficient(const From& from)
+        NORMKIT_INLINE explicit Coefficient(const From& from)
             : Affine<A>(from),
               rstd(from.template get<A>(kRstd)),
               b(from.template get<A>(kB)),
@@ -204,7 +206,7 @@ struct InputGradientPass {
     bool streamed() const { return dx.streamed; }
 
     template <class A, class Lanes>
-    void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
         const A d = by.centred(load<A>(x + at, lanes));
         const A dz = upstream.dz(at, lanes, d, by);
         if (dresidual.data) dresidual.put(at, dz, lanes);

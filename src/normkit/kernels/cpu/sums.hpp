@@ -35,13 +35,33 @@ inline Pair operator/(Pair a, double n) {
     return {q, (std::fma(-q, n, a.hi) + a.lo) / n};
 }
 
+// Two sums for each channel or column, as rows of doubles: hi of both, then lo of both.
+struct Totals {
+    double* rows;
+    int64_t stride;
+    NORMKIT_INLINE double* row(int i) const { return rows + i * stride; }
+    Pair get(int which, int64_t c) const { return {row(which)[c], row(which + 2)[c]}; }
+    void set(int which, int64_t c, Pair v) const {
+        row(which)[c] = v.hi;
+        row(which + 2)[c] = v.lo;
+    }
+    Totals from(int64_t c) const { return {rows + c, stride}; }
+    // Adds the columns [0, n) of other, always in the order of the calls.
+    void add(const Totals& other, int64_t n) const {
+        for (int which : {0, 1})
+            for (int64_t c = 0; c < n; ++c) set(which, c, get(which, c) + other.get(which, c));
+    }
+};
+
 // L running sums, for inputs of at most f32: f64 rounds 2^-29 below them.
 struct Sum {
     D s{};
-    void add(D v) { s = s + v; }
-    void add_product(D a, D b) { s = fma(a, b, s); }
-    void join(const Sum& other) { add(other.s); }
-    Pair lane(int i) const { return {i < L / 2 ? s.low[i] : s.high[i - L / 2], 0}; }
+    NORMKIT_INLINE void add(D v) { s = s + v; }
+    NORMKIT_INLINE void add_product(D a, D b) { s = fma(a, b, s); }
+    NORMKIT_INLINE void join(const Sum& other) { add(other.s); }
+    NORMKIT_INLINE void keep(First lanes) { s = NORMKIT_ISA::keep(s, lanes); }
+    NORMKIT_INLINE void read(const Totals& of, int which, int64_t i) { s = load<D>(of.row(which) + i, All{}); }
+    NORMKIT_INLINE void write(const Totals& of, int which, int64_t i) const { store(of.row(which) + i, s, All{}); }
     Pair total() const {
         const HalfD v = s.low + s.high;
         double t = v[0];
@@ -53,19 +73,31 @@ struct Sum {
 // The same for f64 inputs: e gathers the rounding errors (Knuth's two-sum; the two-product by fma).
 struct ExactSum {
     D s{}, e{};
-    void add(D v) {
+    NORMKIT_INLINE void add(D v) {
         const D t = s + v, w = t - s;
         e = e + ((s - (t - w)) + (v - w));
         s = t;
     }
-    void add_product(D a, D b) {
+    NORMKIT_INLINE void add_product(D a, D b) {
         const D p = a * b;
         e = e + fma(a, b, -p);
         add(p);
     }
-    void join(const ExactSum& other) {
+    NORMKIT_INLINE void join(const ExactSum& other) {
         add(other.s);
         e = e + other.e;
+    }
+    NORMKIT_INLINE void keep(First lanes) {
+        s = NORMKIT_ISA::keep(s, lanes);
+        e = NORMKIT_ISA::keep(e, lanes);
+    }
+    NORMKIT_INLINE void read(const Totals& of, int which, int64_t i) {
+        s = load<D>(of.row(which) + i, All{});
+        e = load<D>(of.row(which + 2) + i, All{});
+    }
+    NORMKIT_INLINE void write(const Totals& of, int which, int64_t i) const {
+        store(of.row(which) + i, s, All{});
+        store(of.row(which + 2) + i, e, All{});
     }
     Pair lane(int i) const {
         return i < L / 2 ? Pair{s.low[i], e.low[i]} : Pair{s.high[i - L / 2], e.high[i - L / 2]};
@@ -84,27 +116,17 @@ using SumOf = std::conditional_t<std::is_same_v<T, double>, ExactSum, Sum>;
 template <class T>
 struct Sums {
     SumOf<T> first, second;
-    void join(const Sums& other) {
+    NORMKIT_INLINE void join(const Sums& other) {
         first.join(other.first);
         second.join(other.second);
     }
-};
-
-// Totals of Sums, as rows of doubles with one column per channel: hi of both, then lo of both.
-struct Totals {
-    double* rows;
-    int64_t stride;
-    double* row(int i) const { return rows + i * stride; }
-    Pair get(int which, int64_t c) const { return {row(which)[c], row(which + 2)[c]}; }
-    void set(int which, int64_t c, Pair v) const {
-        row(which)[c] = v.hi;
-        row(which + 2)[c] = v.lo;
+    NORMKIT_INLINE void read(const Totals& of, int64_t i) {
+        first.read(of, 0, i);
+        second.read(of, 1, i);
     }
-    Totals from(int64_t c) const { return {rows + c, stride}; }
-    // Adds the columns [0, n) of other, always in the order of the calls.
-    void add(const Totals& other, int64_t n) const {
-        for (int which : {0, 1})
-            for (int64_t c = 0; c < n; ++c) set(which, c, get(which, c) + other.get(which, c));
+    NORMKIT_INLINE void write(const Totals& of, int64_t i) const {
+        first.write(of, 0, i);
+        second.write(of, 1, i);
     }
 };
 

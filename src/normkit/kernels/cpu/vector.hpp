@@ -51,13 +51,13 @@ struct J {  // the truth values of D
 
 struct D {
     HalfD low, high;
-    D operator+(D v) const { return {low + v.low, high + v.high}; }
-    D operator-(D v) const { return {low - v.low, high - v.high}; }
-    D operator*(D v) const { return {low * v.low, high * v.high}; }
-    D operator/(D v) const { return {low / v.low, high / v.high}; }
-    D operator-() const { return {-low, -high}; }
-    J operator>(D v) const { return {low > v.low, high > v.high}; }
-    J operator<=(D v) const { return {low <= v.low, high <= v.high}; }
+    NORMKIT_INLINE D operator+(D v) const { return {low + v.low, high + v.high}; }
+    NORMKIT_INLINE D operator-(D v) const { return {low - v.low, high - v.high}; }
+    NORMKIT_INLINE D operator*(D v) const { return {low * v.low, high * v.high}; }
+    NORMKIT_INLINE D operator/(D v) const { return {low / v.low, high / v.high}; }
+    NORMKIT_INLINE D operator-() const { return {-low, -high}; }
+    NORMKIT_INLINE J operator>(D v) const { return {low > v.low, high > v.high}; }
+    NORMKIT_INLINE J operator<=(D v) const { return {low <= v.low, high <= v.high}; }
 };
 
 // Which lanes an operation touches. keep() sets the others to zero.
@@ -83,32 +83,50 @@ auto join(V low, V high, std::index_sequence<i...>) {
 using Half = std::make_index_sequence<L / 2>;
 using Whole = std::make_index_sequence<L>;
 
-inline D widen(F v) {
-    return {__builtin_convertvector(part<0>(v, Half{}), HalfD), __builtin_convertvector(part<L / 2>(v, Half{}), HalfD)};
+// Conversions between element types. The compiler's own splits a 512-bit one into four.
+#if defined(__AVX512F__)
+NORMKIT_INLINE HalfD to_f64(HalfF v) { return _mm512_cvtps_pd(v); }
+NORMKIT_INLINE HalfF to_f32(HalfD v) { return _mm512_cvtpd_ps(v); }
+NORMKIT_INLINE HalfJ to_i64(Vector<int32_t, L / 2> v) { return (HalfJ)_mm512_cvtepi32_epi64((__m256i)v); }
+NORMKIT_INLINE U to_u32(Words v) { return (U)_mm512_cvtepu16_epi32((__m256i)v); }
+NORMKIT_INLINE Words to_u16(U v) { return (Words)_mm512_cvtepi32_epi16((__m512i)v); }
+#elif defined(__AVX2__)
+NORMKIT_INLINE HalfD to_f64(HalfF v) { return _mm256_cvtps_pd(v); }
+NORMKIT_INLINE HalfF to_f32(HalfD v) { return _mm256_cvtpd_ps(v); }
+NORMKIT_INLINE HalfJ to_i64(Vector<int32_t, L / 2> v) { return (HalfJ)_mm256_cvtepi32_epi64((__m128i)v); }
+NORMKIT_INLINE U to_u32(Words v) { return (U)_mm256_cvtepu16_epi32((__m128i)v); }
+NORMKIT_INLINE Words to_u16(U v) {
+    const __m256i packed = _mm256_packus_epi32((__m256i)v & _mm256_set1_epi32(0xffff), _mm256_setzero_si256());
+    return (Words)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0b1000));
 }
-inline J widen(I v) {
-    return {__builtin_convertvector(part<0>(v, Half{}), HalfJ), __builtin_convertvector(part<L / 2>(v, Half{}), HalfJ)};
-}
-inline F narrow(D v) {
-    return join(__builtin_convertvector(v.low, HalfF), __builtin_convertvector(v.high, HalfF), Whole{});
-}
+#else
+NORMKIT_INLINE HalfD to_f64(HalfF v) { return __builtin_convertvector(v, HalfD); }
+NORMKIT_INLINE HalfF to_f32(HalfD v) { return __builtin_convertvector(v, HalfF); }
+NORMKIT_INLINE HalfJ to_i64(Vector<int32_t, L / 2> v) { return __builtin_convertvector(v, HalfJ); }
+NORMKIT_INLINE U to_u32(Words v) { return __builtin_convertvector(v, U); }
+NORMKIT_INLINE Words to_u16(U v) { return __builtin_convertvector(v, Words); }
+#endif
+
+NORMKIT_INLINE D widen(F v) { return {to_f64(part<0>(v, Half{})), to_f64(part<L / 2>(v, Half{}))}; }
+NORMKIT_INLINE J widen(I v) { return {to_i64(part<0>(v, Half{})), to_i64(part<L / 2>(v, Half{}))}; }
+NORMKIT_INLINE F narrow(D v) { return join(to_f32(v.low), to_f32(v.high), Whole{}); }
 
 template <class A>
 A splat(double v);
 template <>
-inline F splat<F>(double v) {
+NORMKIT_INLINE F splat<F>(double v) {
     return float(v) - F{};
 }
 template <>
-inline D splat<D>(double v) {
+NORMKIT_INLINE D splat<D>(double v) {
     return {v - HalfD{}, v - HalfD{}};
 }
 
-inline F select(I yes, F a, F b) { return yes ? a : b; }
-inline D select(J yes, D a, D b) { return {yes.low ? a.low : b.low, yes.high ? a.high : b.high}; }
+NORMKIT_INLINE F select(I yes, F a, F b) { return yes ? a : b; }
+NORMKIT_INLINE D select(J yes, D a, D b) { return {yes.low ? a.low : b.low, yes.high ? a.high : b.high}; }
 
 // a * b + c, rounded once where the instruction set can.
-inline F fma(F a, F b, F c) {
+NORMKIT_INLINE F fma(F a, F b, F c) {
 #if defined(__AVX512F__)
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__FMA__)
@@ -119,7 +137,7 @@ inline F fma(F a, F b, F c) {
     return a * b + c;
 #endif
 }
-inline HalfD fma(HalfD a, HalfD b, HalfD c) {
+NORMKIT_INLINE HalfD fma(HalfD a, HalfD b, HalfD c) {
 #if defined(__AVX512F__)
     return _mm512_fmadd_pd(a, b, c);
 #elif defined(__FMA__)
@@ -130,19 +148,19 @@ inline HalfD fma(HalfD a, HalfD b, HalfD c) {
     return a * b + c;
 #endif
 }
-inline D fma(D a, D b, D c) { return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)}; }
+NORMKIT_INLINE D fma(D a, D b, D c) { return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)}; }
 
-inline I first_lanes(int n) {
+NORMKIT_INLINE I first_lanes(int n) {
     I index;
     for (int i = 0; i < L; ++i) index[i] = i;
     return index < n;
 }
-inline F keep(F v, All) { return v; }
-inline D keep(D v, All) { return v; }
-inline F keep(F v, First lanes) { return select(first_lanes(lanes.n), v, F{}); }
-inline D keep(D v, First lanes) { return select(widen(first_lanes(lanes.n)), v, D{}); }
-inline F keep(F v, Masked lanes) { return select(lanes.kept, v, F{}); }
-inline D keep(D v, Masked lanes) { return select(widen(lanes.kept), v, D{}); }
+NORMKIT_INLINE F keep(F v, All) { return v; }
+NORMKIT_INLINE D keep(D v, All) { return v; }
+NORMKIT_INLINE F keep(F v, First lanes) { return select(first_lanes(lanes.n), v, F{}); }
+NORMKIT_INLINE D keep(D v, First lanes) { return select(widen(first_lanes(lanes.n)), v, D{}); }
+NORMKIT_INLINE F keep(F v, Masked lanes) { return select(lanes.kept, v, F{}); }
+NORMKIT_INLINE D keep(D v, Masked lanes) { return select(widen(lanes.kept), v, D{}); }
 
 // --- half types ---------------------------------------------------------------------------------------------
 
@@ -154,70 +172,70 @@ To bits(From v) {
     return to;
 }
 
-inline F from_half(bf16, Words h) { return bits<F>(__builtin_convertvector(h, U) << 16); }
+NORMKIT_INLINE F from_half(bf16, Words h) { return bits<F>(to_u32(h) << 16); }
 
 // Round to nearest even; every NaN becomes the quiet one, as in torch.
-inline Words to_half(bf16, F v) {
+NORMKIT_INLINE Words to_half(bf16, F v) {
     const U b = bits<U>(v);
     const U rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-    return __builtin_convertvector((v == v) ? rounded : U{} + 0x7fc0, Words);
+    return to_u16((v == v) ? rounded : U{} + 0x7fc0);
 }
 
 #if defined(__AVX512F__)
-inline F from_half(f16, Words h) { return _mm512_cvtph_ps(bits<__m256i>(h)); }
-inline Words to_half(f16, F v) { return bits<Words>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+NORMKIT_INLINE F from_half(f16, Words h) { return _mm512_cvtph_ps(bits<__m256i>(h)); }
+NORMKIT_INLINE Words to_half(f16, F v) { return bits<Words>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 #elif defined(__F16C__)
-inline F from_half(f16, Words h) { return _mm256_cvtph_ps(bits<__m128i>(h)); }
-inline Words to_half(f16, F v) { return bits<Words>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+NORMKIT_INLINE F from_half(f16, Words h) { return _mm256_cvtph_ps(bits<__m128i>(h)); }
+NORMKIT_INLINE Words to_half(f16, F v) { return bits<Words>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 #elif defined(__aarch64__)
-inline F from_half(f16, Words h) { return vcvt_f32_f16(bits<float16x4_t>(h)); }
-inline Words to_half(f16, F v) { return bits<Words>(vcvt_f16_f32(v)); }
+NORMKIT_INLINE F from_half(f16, Words h) { return vcvt_f32_f16(bits<float16x4_t>(h)); }
+NORMKIT_INLINE Words to_half(f16, F v) { return bits<Words>(vcvt_f16_f32(v)); }
 #else
 // The exponent is moved by a multiplication with 2^112, which normalizes subnormal halves as well.
-inline F from_half(f16, Words h) {
-    const U wide = __builtin_convertvector(h, U);
+NORMKIT_INLINE F from_half(f16, Words h) {
+    const U wide = to_u32(h);
     const U magnitude = (wide & 0x7fff) << 13;
     const U finite = bits<U>(bits<F>(magnitude) * 0x1p112f);
     const U value = ((wide & 0x7c00) == 0x7c00) ? (magnitude | 0x7f800000) : finite;
     return bits<F>(value | ((wide & 0x8000) << 16));
 }
 // Results below 2^-14 are rounded by adding 0.5, whose last place is that of a subnormal half; others by the carry.
-inline Words to_half(f16, F v) {
+NORMKIT_INLINE Words to_half(f16, F v) {
     const U b = bits<U>(v), magnitude = b & 0x7fffffff;
     const U small = bits<U>(bits<F>(magnitude) + 0.5f) - 0x3f000000;
     const U normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
     const U large = (magnitude > 0x7f800000) ? U{} + 0x7e00 : U{} + 0x7c00;
     const U value = (magnitude >= 0x47800000) ? large : ((magnitude < 0x38800000) ? small : normal);
-    return __builtin_convertvector(value | ((b >> 16) & 0x8000), Words);
+    return to_u16(value | ((b >> 16) & 0x8000));
 }
 #endif
 
 // --- memory -------------------------------------------------------------------------------------------------
 
 template <class V, class E>
-V read(const E* p) {
+NORMKIT_INLINE V read(const E* p) {
     V v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
 template <class V, class E>
-V read(const E* p, int n) {
+NORMKIT_INLINE V read(const E* p, int n) {
     V v{};
     std::memcpy(&v, p, n * sizeof(E));
     return v;
 }
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 template <>
-inline F read<F>(const float* p, int n) {
+NORMKIT_INLINE F read<F>(const float* p, int n) {
     return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
 }
 template <class H>
-inline Words read_words(const H* p, int n) {
+NORMKIT_INLINE Words read_words(const H* p, int n) {
     return bits<Words>(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
 }
 #else
 template <class H>
-inline Words read_words(const H* p, int n) {
+NORMKIT_INLINE Words read_words(const H* p, int n) {
     return read<Words>(p, n);
 }
 #endif
@@ -227,12 +245,11 @@ constexpr bool is_half = std::is_same_v<T, bf16> || std::is_same_v<T, f16>;
 
 // A is F or D; an F is never made from f64.
 template <class A, class T>
-A load(const T* p, All) {
+NORMKIT_INLINE A load(const T* p, All) {
     if constexpr (std::is_same_v<T, double>) {
         return D{read<HalfD>(p), read<HalfD>(p + L / 2)};
     } else if constexpr (std::is_same_v<A, D> && std::is_same_v<T, float>) {
-        return D{__builtin_convertvector(read<HalfF>(p), HalfD),
-                 __builtin_convertvector(read<HalfF>(p + L / 2), HalfD)};
+        return D{to_f64(read<HalfF>(p)), to_f64(read<HalfF>(p + L / 2))};
     } else if constexpr (std::is_same_v<A, D>) {
         return widen(load<F>(p, All{}));
     } else if constexpr (is_half<T>) {
@@ -242,7 +259,7 @@ A load(const T* p, All) {
     }
 }
 template <class A, class T>
-A load(const T* p, First lanes) {
+NORMKIT_INLINE A load(const T* p, First lanes) {
     if constexpr (std::is_same_v<T, double>) {
         double padded[L] = {};
         std::memcpy(padded, p, lanes.n * sizeof(double));
@@ -257,13 +274,13 @@ A load(const T* p, First lanes) {
 }
 // Positions that do not count are read as zero, whatever lies there.
 template <class A, class T>
-A load(const T* p, Masked lanes) {
+NORMKIT_INLINE A load(const T* p, Masked lanes) {
     const A v = lanes.n == L ? load<A>(p, All{}) : load<A>(p, First{lanes.n});
     return keep(v, lanes);
 }
 
 template <class T, class A>
-auto pack(A v) {
+NORMKIT_INLINE auto pack(A v) {
     if constexpr (std::is_same_v<T, double>)
         return v;
     else if constexpr (std::is_same_v<A, D>)
@@ -275,13 +292,13 @@ auto pack(A v) {
 }
 
 template <class T, class A>
-void store(T* p, A v, All) {
+NORMKIT_INLINE void store(T* p, A v, All) {
     const auto packed = pack<T>(v);
     static_assert(sizeof packed == L * sizeof(T));
     std::memcpy(p, &packed, sizeof packed);
 }
 template <class T, class A>
-void store(T* p, A v, First lanes) {
+NORMKIT_INLINE void store(T* p, A v, First lanes) {
     const auto packed = pack<T>(v);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     const __mmask16 mask = __mmask16((1u << lanes.n) - 1);
@@ -291,13 +308,13 @@ void store(T* p, A v, First lanes) {
     std::memcpy(p, &packed, lanes.n * sizeof(T));
 }
 template <class T, class A>
-void store(T* p, A v, Masked lanes) {
+NORMKIT_INLINE void store(T* p, A v, Masked lanes) {
     lanes.n == L ? store(p, v, All{}) : store(p, v, First{lanes.n});
 }
 
 // A store that does not pass through the cache; p is aligned to the L lanes.
 template <class T, class A>
-void stream(T* p, A v) {
+NORMKIT_INLINE void stream(T* p, A v) {
     const auto packed = pack<T>(v);
 #if defined(__AVX512F__)
     if constexpr (is_half<T>) return _mm256_stream_si256((__m256i*)p, bits<__m256i>(packed));
