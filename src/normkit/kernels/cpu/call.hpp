@@ -33,8 +33,10 @@ enum Stages { kSums = 1, kOutputs = 2 };
 // Pointers that a primitive does not use are null. Tensors have the dtype and the layout of x.
 struct Call {
     int64_t N, C, S;
-    int64_t G;           // groups of channels: one statistic per sample and group; 0 where it is one per channel
+    int64_t G;            // statistics of the call: C, or fewer where neighbouring channels of a sample share one
+    int64_t stats_stride;  // between the rows of stats, and of tail
     DType dtype;
+    int64_t of_samples;    // samples of the tensor that the call is a part of
     int stages;
     bool channels_last;  // memory is (N, S, C) instead of (N, C, S)
     Activation activation;
@@ -47,13 +49,13 @@ struct Call {
     const void* dy;
     Parameter weight, bias;  // (C)
 
-    // Statistics that are given, one per channel or group; mean + tail is the mean beyond the bits of f64.
+    // Statistics that are given, (G); mean + tail is the mean beyond the bits of f64.
     Parameter mean, var;
     const double* tail;
     double count;  // elements per channel that given sums were taken over
 
     void *y, *dx, *dresidual;
-    double* stats;             // (3, C): mean, biased variance, tail of the mean
+    double* stats;             // (3, G): mean, biased variance, tail of the mean
     double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums, an input without it
     Parameter dweight, dbias;  // (C)
 };

@@ -6,6 +6,8 @@
 
 #include "family.hpp"
 
+#include <numeric>
+
 #include "coefficients.hpp"
 #include "dispatch.hpp"
 #include "layouts.hpp"
@@ -25,6 +27,7 @@ class Channels {
         : call_(call),
           layout_(call.N, call.C, call.S, call.mask, call.channels_last),
           stride_(ceil_div(layout_.columns(), L) * L),
+          group_(call.C / call.G),
           threads_(threads_for(call.N * call.C * call.S)),
           memory_(stride_ * (kFields * 12 + 1) + call.C * (layout_.chunks + 1) * 32) {
         double* next = memory_.as<double>();
@@ -73,6 +76,7 @@ class Channels {
     const Call& call_;
     const Layout layout_;
     const int64_t stride_;
+    const int64_t group_;  // channels that share a statistic
     const int threads_;
     const Scratch memory_;
     Totals totals_;  // those of all chunks, then those of each chunk
@@ -83,9 +87,9 @@ class Channels {
     const T* x() const { return tensor(call_.x); }
 
     Output<T> output(void* data) const {
-        const int64_t bytes = call_.N * call_.C * call_.S * int64_t(sizeof(T));
-        if (data) advise_huge_pages(data, bytes);
-        return {static_cast<T*>(data), leaves_cache(bytes) && layout_.can_stream(data)};
+        const int64_t each = call_.C * call_.S * int64_t(sizeof(T));
+        if (data) advise_huge_pages(data, call_.N * each);
+        return {static_cast<T*>(data), leaves_cache(call_.of_samples * each) && layout_.can_stream(data)};
     }
 
     // --- blocks of channels ---------------------------------------------------------------------------------
@@ -102,7 +106,8 @@ class Channels {
             layout_.map(output_pass, by_, chunk, c0, c1);
             if (output_pass.streamed()) stream_fence();
         };
-        const int64_t width = layout_.block(caches().l2 / 2, arrays, threads_);
+        const int64_t unit = std::lcm(group_, Layout::unit);  // a block ends where a group and a vector end
+        const int64_t width = ceil_div(layout_.block(caches().l2 / 2, arrays, threads_), unit) * unit;
         if (width > 0) {
             parallel(ceil_div(C, width), threads_, Order::forward, [&](int64_t block) {
                 const int64_t c0 = block * width, c1 = std::min(C, c0 + width);
@@ -113,9 +118,9 @@ class Channels {
             });
             return;
         }
-        const int64_t group = layout_.group(caches().last / 2, arrays);
-        for (int64_t c0 = 0; c0 < C; c0 += group) {
-            const int64_t c1 = std::min(C, c0 + group);
+        const int64_t shared = ceil_div(layout_.group(caches().last / 2, arrays), unit) * unit;
+        for (int64_t c0 = 0; c0 < C; c0 += shared) {
+            const int64_t c1 = std::min(C, c0 + shared);
             prepare(c0, c1);
             if (summed) parallel(chunks, threads_, Order::forward, [&](int64_t i) { first(i, c0, c1); });
             finish(c0, c1);
@@ -142,43 +147,57 @@ class Channels {
             if (call_.mask[i]) ++count, first_position_ = i;
         return count;
     }
+    // An element of the sample that the statistic of a channel is taken over.
     double shift(int64_t c) const {
         const int64_t n = first_position_ / call_.S, s = first_position_ % call_.S;
-        return value({const_cast<void*>(call_.x), call_.dtype}, layout_.offset(n, s, c), 0);
+        return value({const_cast<void*>(call_.x), call_.dtype}, layout_.offset(n, s, c / group_ * group_), 0);
     }
     Writer<T> coefficients() const { return {by_, call_.C, layout_.copies, layout_.spread}; }
 
     template <class Statistics>
     void set_affine(int64_t c0, int64_t c1, const Statistics& of) const {
         for (int64_t c = c0; c < c1; ++c) {
-            const Moments m = of(c);
+            const Moments m = of(c / group_);
             coefficients().affine(c, m.mean, m.var, call_.eps, value(call_.weight, c, 1), value(call_.bias, c, 0));
         }
         coefficients().complete(c0, c1, kHi, kB);
     }
+    // dx = scale dz - rstd (mean of weight dz) - rstd xhat (mean of weight dz xhat)
     void set_gradient(int64_t c0, int64_t c1, double count) const {
         const double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
-        for (int64_t c = c0; c < c1; ++c)
-            coefficients().gradient(c, count > 0 ? dz[c] / count : 0, count > 0 ? dz_xhat[c] / count : 0);
+        for (int64_t c = c0; c < c1; c += group_) {
+            double b = 0, constant = 0;
+            for (int64_t i = c; i < c + group_ && count > 0; ++i) {
+                const double over = value(call_.weight, i, 1) * coefficients().first(kRstd, i) / (count * double(group_));
+                b -= over * dz_xhat[i];
+                constant -= over * dz[i];
+            }
+            for (int64_t i = c; i < c + group_; ++i) coefficients().gradient(i, b, constant);
+        }
         coefficients().complete(c0, c1, kHi, kFields);
     }
     void set_shifts(int64_t c0, int64_t c1) const {
         for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c));
     }
     void set_given(int64_t c0, int64_t c1) const {
-        set_affine(c0, c1, [&](int64_t c) {
-            return Moments{{value(call_.mean, c, 0), call_.tail ? call_.tail[c] : 0}, value(call_.var, c, 1)};
+        set_affine(c0, c1, [&](int64_t g) {
+            return Moments{{value(call_.mean, g, 0), call_.tail ? call_.tail[g] : 0}, value(call_.var, g, 1)};
         });
     }
     void finish_moments(int64_t c0, int64_t c1, double count) const {
         const Totals sums = total(c0, c1);
-        double *mean = call_.stats, *var = mean + call_.C, *tail = var + call_.C;
-        for (int64_t c = c0; c < c1; ++c) {
-            const Moments m = moments_about(shift(c), sums.get(0, c), sums.get(1, c), count);
-            mean[c] = m.mean.hi, var[c] = m.var, tail[c] = m.mean.lo;
+        double *mean = call_.stats, *var = mean + call_.stats_stride, *tail = var + call_.stats_stride;
+        for (int64_t g = c0 / group_; g < c1 / group_; ++g) {
+            Pair first{0, 0}, second{0, 0};
+            for (int64_t c = g * group_; c < (g + 1) * group_; ++c) {
+                first = first + sums.get(0, c);
+                second = second + sums.get(1, c);
+            }
+            const Moments m = moments_about(shift(g * group_), first, second, count * double(group_));
+            mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
         }
         if (call_.stages & kOutputs)
-            set_affine(c0, c1, [&](int64_t c) { return Moments{{mean[c], tail[c]}, var[c]}; });
+            set_affine(c0, c1, [&](int64_t g) { return Moments{{mean[g], tail[g]}, var[g]}; });
     }
     void finish_sums(int64_t c0, int64_t c1) const {
         const Totals sums = total(c0, c1);
@@ -198,7 +217,7 @@ int64_t with(const Call& call, const Body& body) {
     return with_dtype(call.dtype, [&](auto t) {
         using T = decltype(t);
         return with_activation<T>(call.activation, [&](auto act) {
-            const bool small = call.S < kSmallPlane && !call.mask;
+            const bool small = call.S == 1 || (call.N > 1 && call.S < kSmallPlane && !call.mask);
             if (call.channels_last || small) return body(Channels<T, Columns<T>>(call), act);
             return body(Channels<T, Planes<T>>(call), act);
         });

@@ -61,9 +61,8 @@ class Writer {
         fill(to_.wide, c, !(fits_f32(mean.hi) && fits_f32(scale) && fits_f32(rstd) && fits_f32(beta)) ||
                               (var != 0 && var < 0x1p-200));
     }
-    // dx = scale dz + b xhat + constant, where the mean of dz and of dz * xhat are given
-    void gradient(int64_t c, double dz, double dz_xhat) const {
-        const double scale = first(kScale, c), b = -scale * dz_xhat, constant = -scale * dz;
+    // dx = scale dz + b xhat + constant
+    void gradient(int64_t c, double b, double constant) const {
         put(kB, c, b, float(b));
         put(kC, c, constant, float(constant));
         fill(to_.wide, c, to_.wide[c * spread_] || !(fits_f32(b) && fits_f32(constant)));

@@ -12,66 +12,22 @@
 #include <algorithm>
 
 #include "memory.hpp"
-#include "passes.hpp"
+#include "walk.hpp"
 
 namespace normkit::NORMKIT_ISA {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline I positions(const uint8_t* mask, int n) {
-    uint8_t padded[L] = {};
-    std::memcpy(padded, mask, n);
-    return __builtin_convertvector(read<Vector<uint8_t, L>>(padded), I) != 0;
-}
-
-// A run of n elements of one channel. Two sets of sums hide the latency of an addition.
-template <class A, class Pass>
-typename Pass::Result walk(const Pass pass, const OneChannel& channel, int64_t at, int64_t n, const uint8_t* mask) {
-    const typename Pass::template Coefficient<A> by(channel);
-    typename Pass::Result even{}, odd{};
-    int64_t i = 0;
-    if (mask) {
-        for (; i < n; i += L) {
-            const int lanes = int(std::min<int64_t>(L, n - i));
-            pass.template apply<A>(at + i, Masked{lanes, positions(mask + i, lanes)}, by, even);
-        }
-        return even;
-    }
-    if ((i = std::min(n, pass.lead(at))) > 0) pass.template apply<A>(at, First{int(i)}, by, odd);
-    for (; i + 2 * L <= n; i += 2 * L) {
-        pass.template apply<A>(at + i, All{}, by, even);
-        pass.template apply<A>(at + i + L, All{}, by, odd);
-    }
-    if (i + L <= n) {
-        pass.template apply<A>(at + i, All{}, by, even);
-        i += L;
-    }
-    if (i < n) pass.template apply<A>(at + i, First{int(n - i)}, by, odd);
-    even.join(odd);
-    return even;
-}
-template <class T, class Pass>
-typename Pass::Result walk_either(const Pass& pass, const OneChannel& channel, int64_t at, int64_t n,
-                                  const uint8_t* mask) {
-    if constexpr (!std::is_same_v<T, double>)
-        if (!channel.of.wide[channel.c]) return walk<F>(pass, channel, at, n, mask);
-    return walk<D>(pass, channel, at, n, mask);
-}
 
 template <class T>
 class Planes {
    public:
-    static constexpr int64_t kMostChannels = 32;  // whose sums are kept while a chunk is read in memory order
+    static constexpr int64_t unit = 1;  // blocks of channels are cut at multiples of it
     static constexpr int64_t copies = 1, spread = 1;
     const int64_t N, C, S;
     int64_t chunks;
 
     Planes(int64_t N, int64_t C, int64_t S, const uint8_t* mask, bool) : N(N), C(C), S(S), mask_(mask) {
-        constexpr int64_t elements = 1 << 14;
-        pieces_ = std::max<int64_t>(1, ceil_div(S, elements));
-        piece_ = ceil_div(ceil_div(S, pieces_), 64) * 64;
-        pieces_ = ceil_div(S, piece_);
-        planes_ = std::max<int64_t>(1, elements / S);
+        piece_ = kPiece;
+        pieces_ = ceil_div(S, kPiece);
+        planes_ = std::max<int64_t>(1, kPiece / S);
         chunks = ceil_div(N, planes_) * pieces_;
     }
     int64_t columns() const { return C; }
@@ -92,23 +48,35 @@ class Planes {
 
     template <class Pass>
     void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, Totals out) const {
-        Sums<T> of[kMostChannels] = {};
-        each_run(chunk, c0, c1, [&](int64_t c, int64_t at, int64_t n, const uint8_t* mask) {
-            of[c - c0].join(walk_either<T>(pass, OneChannel{by, c}, at, n, mask));
-        });
-        for (int64_t c = c0; c < c1; ++c) {
-            out.set(0, c - c0, of[c - c0].first.total());
-            out.set(1, c - c0, of[c - c0].second.total());
+        for (int64_t first = c0; first < c1; first += kMostChannels) {
+            const int64_t last = std::min(c1, first + kMostChannels);
+            Sums<T> of[kMostChannels] = {};
+            each_run(chunk, first, last, [&](int64_t c, int64_t at, int64_t n, const uint8_t* mask) {
+                of[c - first].join(walk_channel(pass, by, c, at, n, mask));
+            });
+            for (int64_t c = first; c < last; ++c) {
+                out.set(0, c - c0, of[c - first].first.total());
+                out.set(1, c - c0, of[c - first].second.total());
+            }
         }
     }
     template <class Pass>
     void map(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1) const {
         each_run(chunk, c0, c1, [&](int64_t c, int64_t at, int64_t n, const uint8_t* mask) {
-            walk_either<T>(pass, OneChannel{by, c}, at, n, mask);
+            walk_channel(pass, by, c, at, n, mask);
         });
     }
 
    private:
+    template <class Pass>
+    static typename Pass::Result walk_channel(const Pass& pass, const Coefficients& by, int64_t c, int64_t at, int64_t n,
+                                              const uint8_t* mask) {
+        if constexpr (!std::is_same_v<T, double>)
+            if (!by.wide[c]) return walk<F>(pass, OneChannel{by, c}, at, n, mask);
+        return walk<D>(pass, OneChannel{by, c}, at, n, mask);
+    }
+
+    static constexpr int64_t kMostChannels = 32;  // whose sums are kept while a chunk is read in memory order
     const uint8_t* mask_;
     int64_t planes_, pieces_, piece_;  // a chunk: so many planes, or one piece of a large plane
 
@@ -128,6 +96,7 @@ class Planes {
 template <class T>
 class Columns {
    public:
+    static constexpr int64_t unit = L;
     const int64_t N, C, S;
     int64_t copies, spread;
     int64_t chunks;
@@ -155,7 +124,7 @@ class Columns {
     int64_t block(int64_t bytes, int64_t arrays, int threads) const {
         if (copies > 1 || chunks > 1) return threads == 1 ? C : 0;
         const int64_t fits = bytes / (rows_ * spread * int64_t(sizeof(T)) * arrays);
-        return ceil_div(std::clamp<int64_t>(fits, 1, ceil_div(C, threads)), L) * L;
+        return std::clamp<int64_t>(fits, 1, ceil_div(C, threads));
     }
     int64_t group(int64_t, int64_t) const { return C; }
 

@@ -3,12 +3,10 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <cstdlib>
 #include <optional>
 #include <string>
-#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -17,6 +15,7 @@
 #include "isa.hpp"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 using namespace normkit;
 
 namespace {
@@ -60,23 +59,14 @@ P* at(Address address) {
 }
 Parameter parameter(Address address, int dtype) { return {at<void>(address), DType(dtype)}; }
 
-Call call_of(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int stages, int activation,
-             double eps) {
-    Call call{};
-    call.N = N, call.C = C, call.S = S, call.G = G;
-    call.dtype = DType(dtype);
-    call.channels_last = channels_last;
-    call.stages = stages;
-    call.activation = Activation(activation);
-    call.eps = eps;
-    return call;
-}
-
 int64_t channels_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int stages, int activation,
                          double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
                          Address residual, Address mask, Address mean, Address var, Address tail,
                          int statistics_dtype, Address stats) {
-    Call call = call_of(N, C, S, 0, dtype, channels_last, stages, activation, eps);
+    Call call{};
+    call.N = call.of_samples = N, call.C = call.G = call.stats_stride = C, call.S = S;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = stages, call.activation = Activation(activation), call.eps = eps;
     call.x = at<void>(x), call.y = at<void>(y), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
     call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
     call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
@@ -89,7 +79,10 @@ void channels_backward(int64_t N, int64_t C, int64_t S, int dtype, bool channels
                        Address residual, Address mask, Address mean, Address var, Address tail, int statistics_dtype,
                        bool constant_statistics, double count, Address dx, Address dresidual, Address dweight,
                        Address dbias, Address sums) {
-    Call call = call_of(N, C, S, 0, dtype, channels_last, stages, activation, eps);
+    Call call{};
+    call.N = call.of_samples = N, call.C = call.G = call.stats_stride = C, call.S = S;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = stages, call.activation = Activation(activation), call.eps = eps;
     call.x = at<void>(x), call.dy = at<void>(dy), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
     call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
     call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
@@ -98,6 +91,52 @@ void channels_backward(int64_t N, int64_t C, int64_t S, int dtype, bool channels
     call.dx = at<void>(dx), call.dresidual = at<void>(dresidual), call.gradient_sums = at<double>(sums);
     call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
     run(kernels().channels_backward, call, N * C * S);
+}
+
+void groups_forward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int activation,
+                    double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
+                    Address stats) {
+    Call call{};
+    call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.y = at<void>(y), call.stats = at<double>(stats);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    run(kernels().groups_forward, call, N * C * S);
+}
+
+void groups_backward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int activation,
+                     double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
+                     Address stats, Address dx, Address dweight, Address dbias) {
+    Call call{};
+    call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.dy = at<void>(dy), call.dx = at<void>(dx);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    call.mean = {at<double>(stats), DType::f64}, call.var = {at<double>(stats) + N * G, DType::f64};
+    call.tail = at<double>(stats) + 2 * N * G;
+    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
+    run(kernels().groups_backward, call, N * C * S);
+}
+
+void rows_forward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address y, Address weight,
+                  Address bias, int parameter_dtype, Address stats) {
+    RowsCall call{};
+    call.R = R, call.M = M, call.dtype = DType(dtype), call.centred = centred, call.eps = eps;
+    call.x = at<void>(x), call.y = at<void>(y), call.stats = at<double>(stats);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    run(kernels().rows_forward, call, R * M);
+}
+
+void rows_backward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address dy, Address weight,
+                   int parameter_dtype, Address stats, Address dx, Address dweight, Address dbias) {
+    RowsCall call{};
+    call.R = R, call.M = M, call.dtype = DType(dtype), call.centred = centred, call.eps = eps;
+    call.x = at<void>(x), call.dy = at<void>(dy), call.dx = at<void>(dx), call.stats = at<double>(stats);
+    call.weight = parameter(weight, parameter_dtype);
+    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
+    run(kernels().rows_backward, call, R * M);
 }
 
 }  // namespace
@@ -116,15 +155,20 @@ NB_MODULE(_native, m) {
         nb::sig("def describe() -> dict[str, str]"),
         "The compiler of this extension and the instruction set that it runs with.");
     m.def("threads", threads, "The number of threads that a large call runs on.");
-    m.def("channels_forward", channels_forward, nb::arg("N"), nb::arg("C"), nb::arg("S"), nb::arg("dtype"),
-          nb::arg("channels_last"), nb::arg("stages"), nb::arg("activation"), nb::arg("eps"), nb::arg("x"),
-          nb::arg("y"), nb::arg("weight"), nb::arg("bias"), nb::arg("parameter_dtype"), nb::arg("residual"),
-          nb::arg("mask"), nb::arg("mean"), nb::arg("var"), nb::arg("tail"), nb::arg("statistics_dtype"),
-          nb::arg("stats"));
-    m.def("channels_backward", channels_backward, nb::arg("N"), nb::arg("C"), nb::arg("S"), nb::arg("dtype"),
-          nb::arg("channels_last"), nb::arg("stages"), nb::arg("activation"), nb::arg("eps"), nb::arg("x"),
-          nb::arg("dy"), nb::arg("weight"), nb::arg("bias"), nb::arg("parameter_dtype"), nb::arg("residual"),
-          nb::arg("mask"), nb::arg("mean"), nb::arg("var"), nb::arg("tail"), nb::arg("statistics_dtype"),
-          nb::arg("constant_statistics"), nb::arg("count"), nb::arg("dx"), nb::arg("dresidual"), nb::arg("dweight"),
-          nb::arg("dbias"), nb::arg("sums"));
+    m.def("channels_forward", channels_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "stages"_a,
+          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
+          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "stats"_a);
+    m.def("channels_backward", channels_backward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "stages"_a,
+          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
+          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "constant_statistics"_a, "count"_a,
+          "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
+    m.def("groups_forward", groups_forward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
+          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a);
+    m.def("groups_backward", groups_backward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
+          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a, "dx"_a,
+          "dweight"_a, "dbias"_a);
+    m.def("rows_forward", rows_forward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
+          "bias"_a, "parameter_dtype"_a, "stats"_a);
+    m.def("rows_backward", rows_backward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a,
+          "weight"_a, "parameter_dtype"_a, "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
 }
