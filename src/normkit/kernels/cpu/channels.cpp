@@ -204,7 +204,7 @@ class Channels {
         double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
         for (int64_t c = c0; c < c1; ++c) {
             dz[c] = sums.row(0)[c];
-            dz_xhat[c] = sums.row(1)[c] * coefficients().first(kRstd, c);
+            dz_xhat[c] = sums.row(1)[c];
             assign(call_.dbias, c, dz[c]);
             assign(call_.dweight, c, dz_xhat[c]);
         }

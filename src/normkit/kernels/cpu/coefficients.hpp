@@ -38,8 +38,8 @@ double over_deviation(double numerator, double var, double eps) {
 // Far enough from the ends of f32 that products and rounding errors are normal numbers.
 inline bool fits_f32(double v) { return v == 0 || (std::fabs(v) > 0x1p-110 && std::fabs(v) < 0x1p110); }
 
-// Fills the coefficients of a channel. f64 columns are filled where a pass reads them: for the sums, and for all
-// fields by complete() where a channel of the block is wide; the first column of a channel is always there.
+// Fills the coefficients of a channel. f64 columns are filled where a pass reads them: the shift, and all
+// fields by complete() where a channel of the block is wide. The first column of a channel is always there.
 template <class T>
 class Writer {
    public:
@@ -57,7 +57,6 @@ class Writer {
         put(kScale, c, scale, float(scale));
         put(kBias, c, beta, float(beta));
         put(kRstd, c, rstd, float(rstd));
-        fill(to_.row<double>(kHi), c, mean.hi);
         fill(to_.wide, c, !(fits_f32(mean.hi) && fits_f32(scale) && fits_f32(rstd) && fits_f32(beta)) ||
                               (var != 0 && var < 0x1p-200));
     }

@@ -203,9 +203,11 @@ class Columns {
     NORMKIT_INLINE static void walk_vectors(const Pass& pass, const Coefficients& by, int64_t at, int64_t width,
                                             int64_t j, Totals of, int64_t i, Lanes lanes) {
         const typename Pass::template Coefficient<A> coefficient(ChannelPerLane{by, j});
+        typename Pass::template Addend<A> addend{};
+        for (int row = 0; row < rows; ++row) pass.template apply<A>(at + row * width, lanes, coefficient, addend);
         typename Pass::Result sums;
         sums.read(of, i);
-        for (int row = 0; row < rows; ++row) pass.template apply<A>(at + row * width, lanes, coefficient, sums);
+        sums.join(addend);
         sums.write(of, i);
     }
 

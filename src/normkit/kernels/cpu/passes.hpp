@@ -2,11 +2,12 @@
 //
 //   MomentsPass         Σ(x - k), Σ(x - k)²
 //   NormalizePass       y  = a(z),  z = scale (x - mean) + bias + residual
-//   GradientSumsPass    Σ dz, Σ dz (x - mean)             with dz = dy a'(z)
+//   GradientSumsPass    Σ dz, Σ dz xhat                   with dz = dy a'(z)
 //   InputGradientPass   dx = scale dz + b xhat + c,  dresidual = dz
 //
 // A pass is called as pass.apply<A>(at, lanes, coefficients, sums): at is the offset of the vector in memory, A
-// the type of the arithmetic: F, or D for f64 and for channels whose coefficients f32 cannot hold.
+// the type of the arithmetic: F, or D for f64 and for channels whose coefficients f32 cannot hold. A pass adds
+// Sums::most vectors at most to its Sums<A>, which then join its Result.
 // x - mean is taken as (x - hi) - lo, where hi + lo is the mean to twice the bits of A: two roundings, both
 // relative to the result.
 
@@ -89,6 +90,7 @@ struct Output {
 };
 
 struct NoSums {
+    static constexpr int most = 1 << 30;
     NORMKIT_INLINE void join(const NoSums&) {}
     NORMKIT_INLINE void read(const Totals&, int64_t) {}
     NORMKIT_INLINE void write(const Totals&, int64_t) const {}
@@ -97,6 +99,8 @@ struct NoSums {
 template <class T>
 struct MomentsPass {
     using Result = Sums<T>;
+    template <class A>
+    using Addend = Sums<T>;
     const T* x;
     MomentsPass of_row(int64_t) const { return *this; }
 
@@ -124,6 +128,8 @@ struct MomentsPass {
 template <class T, class Act>
 struct NormalizePass {
     using Result = NoSums;
+    template <class A>
+    using Addend = NoSums;
     const T *x, *residual;
     Output<T> y;
     Act act;
@@ -157,38 +163,44 @@ struct Upstream {
     }
 };
 
+NORMKIT_INLINE void add_gradient(ShortSums& sums, F dz, F xhat) {
+    sums.first = sums.first + dz;
+    sums.second = fma(dz, xhat, sums.second);
+}
+template <class T>
+NORMKIT_INLINE void add_gradient(Sums<T>& sums, D dz, D xhat) {
+    sums.first.add(dz);
+    sums.second.add_product(dz, xhat);
+}
+
 template <class T, class Act>
 struct GradientSumsPass {
     using Result = Sums<T>;
+    template <class A>
+    using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
     const T* x;
     Upstream<T, Act> upstream;
 
     template <class A>
     struct Coefficient : Affine<A> {
-        D mean;
+        A rstd;
         template <class From>
-        NORMKIT_INLINE explicit Coefficient(const From& from) : Affine<A>(from), mean(from.template get<D>(kHi)) {}
+        NORMKIT_INLINE explicit Coefficient(const From& from) : Affine<A>(from), rstd(from.template get<A>(kRstd)) {}
     };
     int64_t lead(int64_t) const { return 0; }
 
     template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
-        const A v = load<A>(x + at, lanes), d = by.centred(v);
-        const A dz = keep(upstream.dz(at, lanes, d, by), lanes);
-        if constexpr (std::is_same_v<A, D>) {
-            sums.first.add(dz);
-            sums.second.add_product(dz, d);
-        } else {
-            const D wide = widen(dz);
-            sums.first.add(wide);
-            sums.second.add_product(wide, widen(v) - by.mean);
-        }
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
+        const A d = by.centred(load<A>(x + at, lanes));
+        add_gradient(sums, keep(upstream.dz(at, lanes, d, by), lanes), d * by.rstd);
     }
 };
 
 template <class T, class Act>
 struct InputGradientPass {
     using Result = NoSums;
+    template <class A>
+    using Addend = NoSums;
     const T* x;
     Upstream<T, Act> upstream;
     Output<T> dx, dresidual;

@@ -44,6 +44,8 @@ struct OneRow {
 template <class T>
 struct RowOutputPass {
     using Result = NoSums;
+    template <class A>
+    using Addend = NoSums;
     using E = std::conditional_t<std::is_same_v<T, double>, double, float>;
     const T* x;
     const E *weight, *bias;
@@ -72,10 +74,12 @@ struct RowOutputPass {
     }
 };
 
-// Σ weight dy, Σ weight dy (x - mean)
+// Σ weight dy, Σ weight dy xhat
 template <class T>
 struct RowSumsPass {
     using Result = Sums<T>;
+    template <class A>
+    using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
     using E = typename RowOutputPass<T>::E;
     const T *x, *dy;
     const E* weight;
@@ -84,25 +88,19 @@ struct RowSumsPass {
 
     template <class A>
     struct Coefficient {
-        D mean, tail;
+        A hi, lo, rstd;
         template <class From>
         NORMKIT_INLINE explicit Coefficient(const From& from)
-            : mean(from.template get<D>(kRowHi)), tail(from.template get<D>(kRowLo)) {}
+            : hi(from.template get<A>(kRowHi)), lo(from.template get<A>(kRowLo)), rstd(from.template get<A>(kRowRstd)) {}
     };
     int64_t lead(int64_t) const { return 0; }
 
     template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
         A dz = load<A>(dy + at, lanes);
         if (weight) dz = dz * load<A>(weight + (at - row), lanes);
-        const D wide = to_wide(dz);
-        D d = load<D>(x + at, lanes) - by.mean;
-        if constexpr (std::is_same_v<T, double>) d = d - by.tail;
-        sums.first.add(wide);
-        sums.second.add_product(wide, keep(d, lanes));
+        add_gradient(sums, dz, ((load<A>(x + at, lanes) - by.hi) - by.lo) * by.rstd);
     }
-    NORMKIT_INLINE static D to_wide(F v) { return widen(v); }
-    NORMKIT_INLINE static D to_wide(D v) { return v; }
 };
 
 // Two totals over a row: of its moments, or of its gradient.
@@ -304,7 +302,7 @@ class Rows {
         return row_of({call_.stats[r], call_.stats[2 * R_ + r]}, call_.stats[R_ + r]);
     }
     Row with_gradient(Row row, const RowTotals& of) const {
-        row.b = -row.rstd * (of.second.hi * row.rstd / double(M_));
+        row.b = -row.rstd * (of.second.hi / double(M_));
         row.c = call_.centred ? -row.rstd * (of.first.hi / double(M_)) : 0;
         row.wide = row.wide || !(fits_f32(row.b) && fits_f32(row.c));
         return row;
@@ -338,8 +336,8 @@ class Rows {
             dbias = dbias + v;
         }
         if (!of) return;
-        store(of + j, load<D>(of + j, lanes) + RowSumsPass<T>::to_wide(dweight), lanes);
-        store(of + M_ + j, load<D>(of + M_ + j, lanes) + RowSumsPass<T>::to_wide(dbias), lanes);
+        store(of + j, load<D>(of + j, lanes) + in_f64(dweight), lanes);
+        store(of + M_ + j, load<D>(of + M_ + j, lanes) + in_f64(dbias), lanes);
     }
     void add_chunks(const double* partial, int64_t chunks) const {
         const int64_t block = 1024;

@@ -112,13 +112,24 @@ struct ExactSum {
 template <class T>
 using SumOf = std::conditional_t<std::is_same_v<T, double>, ExactSum, Sum>;
 
-// Two sums over the same elements: Σ(x - k) and Σ(x - k)², or Σ dz and Σ dz (x - mean).
+// A few terms in f32, on their way to Sums.
+struct ShortSums {
+    static constexpr int most = 16;
+    F first{}, second{};
+};
+
+// Two sums over the same elements: Σ(x - k) and Σ(x - k)², or Σ dz and Σ dz xhat.
 template <class T>
 struct Sums {
+    static constexpr int most = 1 << 30;
     SumOf<T> first, second;
     NORMKIT_INLINE void join(const Sums& other) {
         first.join(other.first);
         second.join(other.second);
+    }
+    NORMKIT_INLINE void join(const ShortSums& other) {
+        first.add(widen(other.first));
+        second.add(widen(other.second));
     }
     NORMKIT_INLINE void read(const Totals& of, int64_t i) {
         first.read(of, 0, i);

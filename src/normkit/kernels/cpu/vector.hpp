@@ -109,6 +109,8 @@ NORMKIT_INLINE Words to_u16(U v) { return __builtin_convertvector(v, Words); }
 
 NORMKIT_INLINE D widen(F v) { return {to_f64(part<0>(v, Half{})), to_f64(part<L / 2>(v, Half{}))}; }
 NORMKIT_INLINE J widen(I v) { return {to_i64(part<0>(v, Half{})), to_i64(part<L / 2>(v, Half{}))}; }
+NORMKIT_INLINE D in_f64(F v) { return widen(v); }
+NORMKIT_INLINE D in_f64(D v) { return v; }
 NORMKIT_INLINE F narrow(D v) { return join(to_f32(v.low), to_f32(v.high), Whole{}); }
 
 template <class A>

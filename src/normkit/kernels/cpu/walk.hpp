@@ -22,28 +22,37 @@ inline I positions(const uint8_t* mask, int n) {
 // Two sets of sums hide the latency of an addition.
 template <class A, class Pass, class From>
 typename Pass::Result walk(const Pass pass, const From& from, int64_t at, int64_t n, const uint8_t* mask) {
+    using Addend = typename Pass::template Addend<A>;
     const typename Pass::template Coefficient<A> by(from);
-    typename Pass::Result even{}, odd{};
-    int64_t i = 0;
+    typename Pass::Result sums{};
+    int64_t i = std::min(n, pass.lead(at));
     if (mask) {
-        for (; i < n; i += L) {
+        for (i = 0; i < n; i += L) {
             const int lanes = int(std::min<int64_t>(L, n - i));
-            pass.template apply<A>(at + i, Masked{lanes, positions(mask + i, lanes)}, by, even);
+            Addend addend{};
+            pass.template apply<A>(at + i, Masked{lanes, positions(mask + i, lanes)}, by, addend);
+            sums.join(addend);
         }
-        return even;
+        return sums;
     }
-    if ((i = std::min(n, pass.lead(at))) > 0) pass.template apply<A>(at, First{int(i)}, by, odd);
-    for (; i + 2 * L <= n; i += 2 * L) {
-        pass.template apply<A>(at + i, All{}, by, even);
-        pass.template apply<A>(at + i + L, All{}, by, odd);
+    Addend ends{};
+    if (i > 0) pass.template apply<A>(at, First{int(i)}, by, ends);
+    while (i + 2 * L <= n) {
+        Addend even{}, odd{};
+        for (int most = Addend::most; most > 0 && i + 2 * L <= n; --most, i += 2 * L) {
+            pass.template apply<A>(at + i, All{}, by, even);
+            pass.template apply<A>(at + i + L, All{}, by, odd);
+        }
+        sums.join(even);
+        sums.join(odd);
     }
     if (i + L <= n) {
-        pass.template apply<A>(at + i, All{}, by, even);
+        pass.template apply<A>(at + i, All{}, by, ends);
         i += L;
     }
-    if (i < n) pass.template apply<A>(at + i, First{int(n - i)}, by, odd);
-    even.join(odd);
-    return even;
+    if (i < n) pass.template apply<A>(at + i, First{int(n - i)}, by, ends);
+    sums.join(ends);
+    return sums;
 }
 
 }  // namespace normkit::NORMKIT_ISA
