@@ -1,56 +1,174 @@
-// Bindings of the compiled extension, and nothing else.
-//
-// describe() tells what the extension was built with and what this processor can run;
-// `normkit env` shows it, so that a slow machine or a broken build is seen and not guessed.
+// Bindings of the kernels, and nothing else. Tensors pass as addresses; an absent one is 0. Whoever calls has
+// checked shapes, dtypes and layouts: kernels/cpu/__init__.py does.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <cstdlib>
+#include <optional>
 #include <string>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "isa.hpp"
+
 namespace nb = nanobind;
+using namespace nb::literals;
+using namespace normkit;
 
 namespace {
+
+using Address = uintptr_t;
+
+const Kernels& kernels() {
+    static const Kernels& chosen = choose_kernels(std::getenv("NORMKIT_ISA"));
+    return chosen;
+}
 
 std::string compiler() {
 #if defined(__clang__)
     return "clang " + std::to_string(__clang_major__) + "." + std::to_string(__clang_minor__);
 #elif defined(__GNUC__)
     return "gcc " + std::to_string(__GNUC__) + "." + std::to_string(__GNUC_MINOR__);
-#elif defined(_MSC_VER)
-    return "msvc " + std::to_string(_MSC_VER);
 #else
     return "unknown";
 #endif
 }
 
-// The widest instruction set that the processor runs, by the names that kernels are built under.
-std::string instruction_set() {
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
-        return "avx512";
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-    return "baseline";
-#elif defined(__aarch64__)
-    return "neon";
+int threads() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
 #else
-    return "baseline";
+    return 1;
 #endif
+}
+
+// Others may run Python meanwhile, unless the call is over before they could.
+template <class Kernel, class Arguments>
+auto run(Kernel kernel, const Arguments& call, int64_t elements) {
+    std::optional<nb::gil_scoped_release> release;
+    if (elements >= 1 << 16) release.emplace();
+    return kernel(call);
+}
+
+template <class P>
+P* at(Address address) {
+    return reinterpret_cast<P*>(address);
+}
+Parameter parameter(Address address, int dtype) { return {at<void>(address), DType(dtype)}; }
+
+int64_t channels_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int stages, int activation,
+                         double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
+                         Address residual, Address mask, Address mean, Address var, Address tail,
+                         int statistics_dtype, Address stats) {
+    Call call{};
+    call.N = call.of_samples = N, call.C = call.G = call.stats_stride = C, call.S = S;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = stages, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.y = at<void>(y), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
+    call.tail = at<double>(tail), call.stats = at<double>(stats);
+    return run(kernels().channels_forward, call, N * C * S);
+}
+
+void channels_backward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int stages, int activation,
+                       double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
+                       Address residual, Address mask, Address mean, Address var, Address tail, int statistics_dtype,
+                       bool constant_statistics, double count, Address dx, Address dresidual, Address dweight,
+                       Address dbias, Address sums) {
+    Call call{};
+    call.N = call.of_samples = N, call.C = call.G = call.stats_stride = C, call.S = S;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = stages, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.dy = at<void>(dy), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
+    call.tail = at<double>(tail);
+    call.constant_statistics = constant_statistics, call.count = count;
+    call.dx = at<void>(dx), call.dresidual = at<void>(dresidual), call.gradient_sums = at<double>(sums);
+    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
+    run(kernels().channels_backward, call, N * C * S);
+}
+
+void groups_forward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int activation,
+                    double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
+                    Address stats) {
+    Call call{};
+    call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.y = at<void>(y), call.stats = at<double>(stats);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    run(kernels().groups_forward, call, N * C * S);
+}
+
+void groups_backward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int activation,
+                     double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
+                     Address stats, Address dx, Address dweight, Address dbias) {
+    Call call{};
+    call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.dy = at<void>(dy), call.dx = at<void>(dx);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    call.mean = {at<double>(stats), DType::f64}, call.var = {at<double>(stats) + N * G, DType::f64};
+    call.tail = at<double>(stats) + 2 * N * G;
+    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
+    run(kernels().groups_backward, call, N * C * S);
+}
+
+void rows_forward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address y, Address weight,
+                  Address bias, int parameter_dtype, Address stats) {
+    RowsCall call{};
+    call.R = R, call.M = M, call.dtype = DType(dtype), call.centred = centred, call.eps = eps;
+    call.x = at<void>(x), call.y = at<void>(y), call.stats = at<double>(stats);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    run(kernels().rows_forward, call, R * M);
+}
+
+void rows_backward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address dy, Address weight,
+                   int parameter_dtype, Address stats, Address dx, Address dweight, Address dbias) {
+    RowsCall call{};
+    call.R = R, call.M = M, call.dtype = DType(dtype), call.centred = centred, call.eps = eps;
+    call.x = at<void>(x), call.dy = at<void>(dy), call.dx = at<void>(dx), call.stats = at<double>(stats);
+    call.weight = parameter(weight, parameter_dtype);
+    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
+    run(kernels().rows_backward, call, R * M);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+    kernels();  // an unknown NORMKIT_ISA is an error of the import
+
     m.def(
         "describe",
         [] {
             nb::dict facts;
             facts["compiler"] = compiler();
-            facts["instruction_set"] = instruction_set();
+            facts["instruction_set"] = kernels().name;
             return facts;
         },
         nb::sig("def describe() -> dict[str, str]"),
-        "The compiler of this extension and the widest instruction set of this processor.");
+        "The compiler of this extension and the instruction set that it runs with.");
+    m.def("threads", threads, "The number of threads that a large call runs on.");
+    m.def("channels_forward", channels_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "stages"_a,
+          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
+          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "stats"_a);
+    m.def("channels_backward", channels_backward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "stages"_a,
+          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
+          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "constant_statistics"_a, "count"_a,
+          "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
+    m.def("groups_forward", groups_forward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
+          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a);
+    m.def("groups_backward", groups_backward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
+          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a, "dx"_a,
+          "dweight"_a, "dbias"_a);
+    m.def("rows_forward", rows_forward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
+          "bias"_a, "parameter_dtype"_a, "stats"_a);
+    m.def("rows_backward", rows_backward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a,
+          "weight"_a, "parameter_dtype"_a, "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
 }

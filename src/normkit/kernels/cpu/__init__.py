@@ -1,0 +1,273 @@
+"""The compiled CPU kernels on torch tensors: no autograd, no fallback. Importing this raises ImportError without them.
+
+Tensors are float32, float64, bfloat16 or float16; arithmetic inside is float32 or wider. Every tensor of a call has
+the dtype, the shape and the layout of `x`; outputs have them too. The channel and group families take two layouts
+as they lie in memory, `native(x)` tells whether `x` has one, and whoever calls copies anything else:
+
+- contiguous, memory (N, C, *spatial);
+- channels last, memory (N, *spatial, C), of any rank.
+
+The row family takes contiguous tensors. Weight and bias, both or either, have one dtype: that of `x`, or float32.
+
+Statistics are float64 in three rows: mean, biased variance, and tail, what the mean has beyond the bits of float64.
+Where a `mask` (N, *spatial) of bool is given, positions that are False count in nothing, and their outputs and
+gradients are zero whatever `x` holds there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.cpu import _native
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ACTIVATIONS = {
+    None: 0, "relu": 1, "leaky_relu": 2, "silu": 3, "gelu": 4, "elu": 5, "sigmoid": 6, "tanh": 7,
+}  # fmt: skip
+
+SUMS, OUTPUTS = 1, 2  # the stages of a call
+_F64 = DTYPES[torch.float64]
+
+
+def native(x: Tensor) -> bool:
+    """Whether the kernels take `x` (N, C, *spatial) as it lies in memory."""
+    return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+
+
+def describe() -> dict[str, str]:
+    """The compiler of the extension and the instruction set that it runs with."""
+    return _native.describe()
+
+
+def channels_moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, int]:
+    """The statistics (3, C) of the channels of `x`, and how many elements of each they were taken over."""
+    N, C, S, last = _sizes(x)
+    stats = torch.empty((3, C), dtype=torch.float64)
+    count = _native.channels_forward(
+        N, C, S, DTYPES[x.dtype], last, SUMS, 0, 0.0, x.data_ptr(), 0, 0, 0, 0, 0, _address(mask), 0, 0, 0, 0,
+        stats.data_ptr(),
+    )  # fmt: skip
+    return stats, count
+
+
+def channels_normalize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    tail: Tensor | None = None,
+) -> Tensor:
+    """y = activation(weight (x - mean) / sqrt(var + eps) + bias + residual), with given statistics (C).
+
+    `mean` and `var` share a dtype; `tail` is float64.
+    """
+    N, C, S, last = _sizes(x)
+    y = torch.empty_like(x)
+    _native.channels_forward(
+        N, C, S, DTYPES[x.dtype], last, OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
+        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], 0,
+    )  # fmt: skip
+    return y
+
+
+def channels_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, int]:
+    """The same with the statistics of `x` itself: y, the statistics (3, C), elements per channel."""
+    N, C, S, last = _sizes(x)
+    y = torch.empty_like(x)
+    stats = torch.empty((3, C), dtype=torch.float64)
+    count = _native.channels_forward(
+        N, C, S, DTYPES[x.dtype], last, SUMS | OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
+        0, 0, 0, 0, stats.data_ptr(),
+    )  # fmt: skip
+    return y, stats, count
+
+
+def channels_gradient_sums(
+    x: Tensor,
+    dy: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    tail: Tensor | None = None,
+) -> Tensor:
+    """Sums (2, C) in float64: of dz, which is the gradient of bias, and of dz xhat, that of weight.
+
+    dz = dy activation'(z), with z recomputed from `x` and `residual`.
+    """
+    N, C, S, last = _sizes(x)
+    sums = torch.empty((2, C), dtype=torch.float64)
+    _native.channels_backward(
+        N, C, S, DTYPES[x.dtype], last, SUMS, activation, eps, x.data_ptr(), dy.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
+        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], True, 0.0, 0, 0, 0, 0, sums.data_ptr(),
+    )  # fmt: skip
+    return sums
+
+
+def channels_input_gradient(
+    x: Tensor,
+    dy: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    sums: Tensor | None,
+    count: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    tail: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """dx, and the gradient of `residual` where there is one, from sums taken over `count` elements per channel.
+
+    dx = weight / sqrt(var + eps) (dz - sum(dz) / count - xhat sum(dz xhat) / count).
+    Without `sums` the statistics are constants: dx = weight / sqrt(var + eps) dz.
+    """
+    N, C, S, last = _sizes(x)
+    dx = torch.empty_like(x)
+    dresidual = None if residual is None else torch.empty_like(x)
+    given = torch.empty((2, C), dtype=torch.float64) if sums is None else sums
+    _native.channels_backward(
+        N, C, S, DTYPES[x.dtype], last, OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
+        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], sums is None, float(count),
+        dx.data_ptr(), _address(dresidual), 0, 0, given.data_ptr(),
+    )  # fmt: skip
+    return dx, dresidual
+
+
+def channels_backward(
+    x: Tensor,
+    dy: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    tail: Tensor | None = None,
+    training: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias, dresidual: the sums, then the input gradient, block by block while it is in the cache.
+
+    Not `training`: the statistics are constants.
+    """
+    N, C, S, last = _sizes(x)
+    dx = torch.empty_like(x)
+    dresidual = None if residual is None else torch.empty_like(x)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dbias = None if bias is None else torch.empty_like(bias)
+    sums = torch.empty((2, C), dtype=torch.float64)
+    _native.channels_backward(
+        N, C, S, DTYPES[x.dtype], last, SUMS | OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
+        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], not training, 0.0,
+        dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias), sums.data_ptr(),
+    )  # fmt: skip
+    return dx, dweight, dbias, dresidual
+
+
+def groups_forward(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Group norm of `x` (N, C, *spatial), weight and bias (C): y and the statistics (3, N, num_groups).
+
+    Instance norm is `num_groups` = C.
+    """
+    N, C, S, last = _sizes(x)
+    y = torch.empty_like(x)
+    stats = torch.empty((3, N, num_groups), dtype=torch.float64)
+    _native.groups_forward(
+        N, C, S, num_groups, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
+    )  # fmt: skip
+    return y, stats
+
+
+def groups_backward(
+    x: Tensor, dy: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: int = 0
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias of group norm with the statistics that groups_forward returned."""
+    N, C, S, last = _sizes(x)
+    dx = torch.empty_like(x)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dbias = None if bias is None else torch.empty_like(bias)
+    _native.groups_backward(
+        N, C, S, stats.shape[2], DTYPES[x.dtype], last, activation, eps, x.data_ptr(), dy.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
+        dx.data_ptr(), _address(dweight), _address(dbias),
+    )  # fmt: skip
+    return dx, dweight, dbias
+
+
+def rows_forward(
+    x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Layer norm of the rows of M elements of contiguous `x`, weight and bias (M): y and the statistics (3, rows).
+
+    Not `centred`: RMS norm, y = weight x / sqrt(mean(x^2) + eps), whose statistics are 0, the mean square, 0.
+    """
+    R = x.numel() // M
+    y = torch.empty_like(x)
+    stats = torch.empty((3, R), dtype=torch.float64)
+    _native.rows_forward(
+        R, M, DTYPES[x.dtype], centred, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
+    )  # fmt: skip
+    return y, stats
+
+
+def rows_backward(
+    x: Tensor, dy: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias of layer norm or RMS norm with the statistics that rows_forward returned."""
+    R = stats.shape[1]
+    dx = torch.empty_like(x)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dbias = None if bias is None else torch.empty_like(bias)
+    _native.rows_backward(
+        R, x.numel() // R, DTYPES[x.dtype], centred, eps, x.data_ptr(), dy.data_ptr(),
+        _address(weight), _dtype(weight, bias), stats.data_ptr(), dx.data_ptr(), _address(dweight), _address(dbias),
+    )  # fmt: skip
+    return dx, dweight, dbias
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, bool]:
+    """N, C, S, and whether channels lie side by side."""
+    shape = x.shape
+    N, C = shape[0], shape[1]
+    S = 1 if len(shape) == 2 else x.numel() // (N * C)
+    return N, C, S, S == 1 or not x.is_contiguous()
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _dtype(weight: Tensor | None, bias: Tensor | None) -> int:
+    parameter = bias if weight is None else weight
+    return 0 if parameter is None else DTYPES[parameter.dtype]

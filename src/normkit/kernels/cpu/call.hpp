@@ -1,0 +1,87 @@
+// What a call to a kernel is made of: plain pointers, sizes and codes. No Python, no torch.
+
+#pragma once
+
+#include <cstdint>
+
+// What is done to one vector must dissolve in the loop around it, which the compiler doubts for large bodies.
+#define NORMKIT_INLINE [[gnu::always_inline]] inline
+
+namespace normkit {
+
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+
+// The codes are those of kernels/cpu/__init__.py.
+enum class DType : int { f32, f64, bf16, f16 };
+enum class Activation : int { none, relu, leaky_relu, silu, gelu, elu, sigmoid, tanh };
+
+// A parameter or its gradient, in a dtype of its own; absent where data is null.
+struct Parameter {
+    void* data;
+    DType dtype;
+};
+
+// A call computes the sums of its pass (moments, gradient sums), its outputs from given sums, or both in turn.
+enum Stages { kSums = 1, kOutputs = 2 };
+
+// One call of the channel or the group family on x of N samples, C channels and S positions in space.
+// Pointers that a primitive does not use are null. Tensors have the dtype and the layout of x.
+struct Call {
+    int64_t N, C, S;
+    int64_t G;            // statistics of the call: C, or fewer where neighbouring channels of a sample share one
+    int64_t stats_stride;  // between the rows of stats, and of tail
+    DType dtype;
+    int64_t of_samples;    // samples of the tensor that the call is a part of
+    int stages;
+    bool channels_last;  // memory is (N, S, C) instead of (N, C, S)
+    Activation activation;
+    bool constant_statistics;  // the statistics do not depend on x: evaluation
+    double eps;
+
+    const void* x;
+    const void* residual;  // added before the activation
+    const uint8_t* mask;   // (N, S); zero where a position is padding
+    const void* dy;
+    Parameter weight, bias;  // (C)
+
+    // Statistics that are given, (G); mean + tail is the mean beyond the bits of f64.
+    Parameter mean, var;
+    const double* tail;
+    double count;  // elements per channel that given sums were taken over
+
+    void *y, *dx, *dresidual;
+    double* stats;             // (3, G): mean, biased variance, tail of the mean
+    double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums, an input without it
+    Parameter dweight, dbias;  // (C)
+};
+
+// One call of the row family on R rows of M elements: layer norm, or RMS norm without centring.
+struct RowsCall {
+    int64_t R, M;
+    DType dtype;
+    bool centred;
+    double eps;
+    const void *x, *dy;
+    Parameter weight, bias;  // (M)
+    double* stats;           // f64: mean, var, tail, one row of R each; RMS: 0, the mean square, 0
+    void *y, *dx;
+    Parameter dweight, dbias;  // (M)
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+    const char* name;
+    int64_t (*channels_forward)(const Call&);  // -> elements per channel that count
+    void (*channels_backward)(const Call&);
+    void (*groups_forward)(const Call&);
+    void (*groups_backward)(const Call&);
+    void (*rows_forward)(const RowsCall&);
+    void (*rows_backward)(const RowsCall&);
+};
+
+}  // namespace normkit

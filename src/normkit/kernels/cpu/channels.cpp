@@ -1,0 +1,236 @@
+// Statistics per channel: batch norm and its relatives. Compiled once per instruction set.
+//
+// A call is cut into blocks of channels. A block is prepared, read once for its sums (first), its coefficients
+// are made of them (finish), and its outputs are written while it is still in the cache (second). Where there
+// are fewer channels than threads, or where channels lie side by side in memory, all threads share a block.
+
+#include "family.hpp"
+
+#include <numeric>
+
+#include "coefficients.hpp"
+#include "dispatch.hpp"
+#include "layouts.hpp"
+#include "parallel.hpp"
+
+namespace normkit::NORMKIT_ISA {
+
+namespace {
+
+// Planes below this are taken as rows of columns, where no vector ends with a plane.
+constexpr int64_t kSmallPlane = 64;
+
+template <class T, class Layout>
+class Channels {
+   public:
+    explicit Channels(const Call& call)
+        : call_(call),
+          layout_(call.N, call.C, call.S, call.mask, call.channels_last),
+          stride_(ceil_div(layout_.columns(), L) * L),
+          group_(call.C / call.G),
+          threads_(threads_for(call.N * call.C * call.S)),
+          memory_(stride_ * (kFields * 12 + 1) + call.C * (layout_.chunks + 1) * 32) {
+        double* next = memory_.as<double>();
+        totals_ = Totals{next, call.C};
+        next += call.C * 4 * (layout_.chunks + 1);
+        by_.f64 = next;
+        by_.f32 = reinterpret_cast<float*>(next + stride_ * kFields);
+        by_.wide = reinterpret_cast<uint8_t*>(by_.f32 + stride_ * kFields);
+        by_.stride = stride_;
+        std::memset(by_.wide, 0, stride_);
+    }
+
+    // Stages: sums (moments), outputs (normalization with given statistics), or both.
+    template <class Act>
+    int64_t forward(Act act) const {
+        const bool measured = call_.stages & kSums;
+        const int64_t count = measured ? find_positions() : 0;
+        run(
+            1,
+            [&](int64_t c0, int64_t c1) { measured ? set_shifts(c0, c1) : set_given(c0, c1); },
+            MomentsPass<T>{x()},
+            [&](int64_t c0, int64_t c1) {
+                if (measured) finish_moments(c0, c1, double(count));
+            },
+            NormalizePass<T, Act>{x(), tensor(call_.residual), output(call_.y), act});
+        return count;
+    }
+
+    // Stages: sums of the gradient, input gradient from given sums, or both.
+    template <class Act>
+    int64_t backward(Act act) const {
+        const bool measured = call_.stages & kSums;
+        const double count = call_.constant_statistics ? 0 : measured ? double(find_positions()) : call_.count;
+        const Upstream<T, Act> upstream{tensor(call_.dy), tensor(call_.residual), act};
+        run(
+            2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, GradientSumsPass<T, Act>{x(), upstream},
+            [&](int64_t c0, int64_t c1) {
+                if (measured) finish_sums(c0, c1);
+                set_gradient(c0, c1, count);
+            },
+            InputGradientPass<T, Act>{x(), upstream, output(call_.dx), output(call_.dresidual)});
+        return 0;
+    }
+
+   private:
+    const Call& call_;
+    const Layout layout_;
+    const int64_t stride_;
+    const int64_t group_;  // channels that share a statistic
+    const int threads_;
+    const Scratch memory_;
+    Totals totals_;  // those of all chunks, then those of each chunk
+    Coefficients by_;
+    mutable int64_t first_position_ = 0;
+
+    static const T* tensor(const void* data) { return static_cast<const T*>(data); }
+    const T* x() const { return tensor(call_.x); }
+
+    Output<T> output(void* data) const {
+        const int64_t each = call_.C * call_.S * int64_t(sizeof(T));
+        if (data) advise_huge_pages(data, call_.N * each);
+        return {static_cast<T*>(data), leaves_cache(call_.of_samples * each) && layout_.can_stream(data)};
+    }
+
+    // --- blocks of channels ---------------------------------------------------------------------------------
+
+    template <class Prepare, class SumsPass, class Finish, class OutputPass>
+    void run(int64_t arrays, const Prepare& prepare, const SumsPass& sums_pass, const Finish& finish,
+             const OutputPass& output_pass) const {
+        const int64_t C = call_.C, chunks = layout_.chunks;
+        const bool summed = call_.stages & kSums, written = call_.stages & kOutputs;
+        const auto first = [&](int64_t chunk, int64_t c0, int64_t c1) {
+            layout_.sums(sums_pass, by_, chunk, c0, c1, partial(chunk).from(c0));
+        };
+        const auto second = [&](int64_t chunk, int64_t c0, int64_t c1) {
+            layout_.map(output_pass, by_, chunk, c0, c1);
+            if (output_pass.streamed()) stream_fence();
+        };
+        const int64_t unit = std::lcm(group_, Layout::unit);  // a block ends where a group and a vector end
+        const int64_t width = ceil_div(layout_.block(caches().l2 / 2, arrays, threads_), unit) * unit;
+        if (width > 0) {
+            parallel(ceil_div(C, width), threads_, Order::forward, [&](int64_t block) {
+                const int64_t c0 = block * width, c1 = std::min(C, c0 + width);
+                prepare(c0, c1);
+                for (int64_t i = 0; summed && i < chunks; ++i) first(i, c0, c1);
+                finish(c0, c1);
+                for (int64_t i = chunks - 1; written && i >= 0; --i) second(i, c0, c1);
+            });
+            return;
+        }
+        const int64_t shared = ceil_div(layout_.group(caches().last / 2, arrays), unit) * unit;
+        for (int64_t c0 = 0; c0 < C; c0 += shared) {
+            const int64_t c1 = std::min(C, c0 + shared);
+            prepare(c0, c1);
+            if (summed) parallel(chunks, threads_, Order::forward, [&](int64_t i) { first(i, c0, c1); });
+            finish(c0, c1);
+            if (written) parallel(chunks, threads_, Order::backward, [&](int64_t i) { second(i, c0, c1); });
+        }
+    }
+    Totals partial(int64_t chunk) const { return {totals_.rows + (chunk + 1) * 4 * call_.C, call_.C}; }
+    Totals total(int64_t c0, int64_t c1) const {
+        const Totals sums = totals_.from(c0);
+        for (int which : {0, 1})
+            for (int64_t c = 0; c < c1 - c0; ++c) sums.set(which, c, {0, 0});
+        for (int64_t i = 0; i < layout_.chunks; ++i) sums.add(partial(i).from(c0), c1 - c0);
+        return totals_;
+    }
+
+    // --- statistics and coefficients ------------------------------------------------------------------------
+
+    // Counts the positions that the mask leaves, and notes the first.
+    int64_t find_positions() const {
+        const int64_t all = call_.N * call_.S;
+        if (!call_.mask) return all;
+        int64_t count = 0;
+        for (int64_t i = all - 1; i >= 0; --i)
+            if (call_.mask[i]) ++count, first_position_ = i;
+        return count;
+    }
+    // An element of the sample that the statistic of a channel is taken over.
+    double shift(int64_t c) const {
+        const int64_t n = first_position_ / call_.S, s = first_position_ % call_.S;
+        return value({const_cast<void*>(call_.x), call_.dtype}, layout_.offset(n, s, c / group_ * group_), 0);
+    }
+    Writer<T> coefficients() const { return {by_, call_.C, layout_.copies, layout_.spread}; }
+
+    template <class Statistics>
+    void set_affine(int64_t c0, int64_t c1, const Statistics& of) const {
+        for (int64_t c = c0; c < c1; ++c) {
+            const Moments m = of(c / group_);
+            coefficients().affine(c, m.mean, m.var, call_.eps, value(call_.weight, c, 1), value(call_.bias, c, 0));
+        }
+        coefficients().complete(c0, c1, kHi, kB);
+    }
+    // dx = scale dz - rstd (mean of weight dz) - rstd xhat (mean of weight dz xhat)
+    void set_gradient(int64_t c0, int64_t c1, double count) const {
+        const double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
+        for (int64_t c = c0; c < c1; c += group_) {
+            double b = 0, constant = 0;
+            for (int64_t i = c; i < c + group_ && count > 0; ++i) {
+                const double over = value(call_.weight, i, 1) * coefficients().first(kRstd, i) / (count * double(group_));
+                b -= over * dz_xhat[i];
+                constant -= over * dz[i];
+            }
+            for (int64_t i = c; i < c + group_; ++i) coefficients().gradient(i, b, constant);
+        }
+        coefficients().complete(c0, c1, kHi, kFields);
+    }
+    void set_shifts(int64_t c0, int64_t c1) const {
+        for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c));
+    }
+    void set_given(int64_t c0, int64_t c1) const {
+        set_affine(c0, c1, [&](int64_t g) {
+            return Moments{{value(call_.mean, g, 0), call_.tail ? call_.tail[g] : 0}, value(call_.var, g, 1)};
+        });
+    }
+    void finish_moments(int64_t c0, int64_t c1, double count) const {
+        const Totals sums = total(c0, c1);
+        double *mean = call_.stats, *var = mean + call_.stats_stride, *tail = var + call_.stats_stride;
+        for (int64_t g = c0 / group_; g < c1 / group_; ++g) {
+            Pair first{0, 0}, second{0, 0};
+            for (int64_t c = g * group_; c < (g + 1) * group_; ++c) {
+                first = first + sums.get(0, c);
+                second = second + sums.get(1, c);
+            }
+            const Moments m = moments_about(shift(g * group_), first, second, count * double(group_));
+            mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
+        }
+        if (call_.stages & kOutputs)
+            set_affine(c0, c1, [&](int64_t g) { return Moments{{mean[g], tail[g]}, var[g]}; });
+    }
+    void finish_sums(int64_t c0, int64_t c1) const {
+        const Totals sums = total(c0, c1);
+        double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
+        for (int64_t c = c0; c < c1; ++c) {
+            dz[c] = sums.row(0)[c];
+            dz_xhat[c] = sums.row(1)[c];
+            assign(call_.dbias, c, dz[c]);
+            assign(call_.dweight, c, dz_xhat[c]);
+        }
+    }
+};
+
+// body(channels, activation) for the dtype, the layout and the activation of a call.
+template <class Body>
+int64_t with(const Call& call, const Body& body) {
+    return with_dtype(call.dtype, [&](auto t) {
+        using T = decltype(t);
+        return with_activation<T>(call.activation, [&](auto act) {
+            const bool small = call.S == 1 || (call.N > 1 && call.S < kSmallPlane && !call.mask);
+            if (call.channels_last || small) return body(Channels<T, Columns<T>>(call), act);
+            return body(Channels<T, Planes<T>>(call), act);
+        });
+    });
+}
+
+}  // namespace
+
+int64_t channels_forward(const Call& call) {
+    return with(call, [](const auto& channels, auto act) { return channels.forward(act); });
+}
+void channels_backward(const Call& call) {
+    with(call, [](const auto& channels, auto act) { return channels.backward(act); });
+}
+
+}  // namespace normkit::NORMKIT_ISA

@@ -1,0 +1,233 @@
+// How a pass walks over a tensor: Planes for memory (N, C, S), Columns for memory (N, S, C) and for small planes.
+//
+// Both cut the positions of a channel into chunks. The grid of chunks depends on the shape alone: each chunk is
+// summed on its own and the sums are added in the order of the chunks, whoever computed them. Both offer
+//   sums(pass, coefficients, chunk, c0, c1, totals)    sums of a chunk for the channels [c0, c1)
+//   map(pass, coefficients, chunk, c0, c1)             outputs of a chunk for the channels [c0, c1)
+// and has columns() coefficients: those of channel c at the columns c * spread + [0, spread), and the whole again
+// `copies` times.
+
+#pragma once
+
+#include <algorithm>
+
+#include "memory.hpp"
+#include "walk.hpp"
+
+namespace normkit::NORMKIT_ISA {
+
+template <class T>
+class Planes {
+   public:
+    static constexpr int64_t unit = 1;  // blocks of channels are cut at multiples of it
+    static constexpr int64_t copies = 1, spread = 1;
+    const int64_t N, C, S;
+    int64_t chunks;
+
+    Planes(int64_t N, int64_t C, int64_t S, const uint8_t* mask, bool) : N(N), C(C), S(S), mask_(mask) {
+        piece_ = kPiece;
+        pieces_ = ceil_div(S, kPiece);
+        planes_ = std::max<int64_t>(1, kPiece / S);
+        chunks = ceil_div(N, planes_) * pieces_;
+    }
+    int64_t columns() const { return C; }
+    int64_t offset(int64_t n, int64_t s, int64_t c) const { return (n * C + c) * S + s; }
+
+    bool can_stream(const void*) const { return true; }
+
+    // Channels per block, for blocks that each fit the given bytes of cache and keep the threads busy; 0: share.
+    int64_t block(int64_t bytes, int64_t arrays, int threads) const {
+        if (threads > 1 && C < 4 * threads) return 0;
+        const int64_t fair = threads > 1 ? C / (4 * threads) : C;
+        return std::min(fair, group(bytes, arrays));
+    }
+    int64_t group(int64_t bytes, int64_t arrays) const {
+        const int64_t each = N * S * int64_t(sizeof(T)) * arrays;
+        return std::clamp<int64_t>(bytes / each, 1, std::min(C, kMostChannels));
+    }
+
+    template <class Pass>
+    void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, Totals out) const {
+        for (int64_t first = c0; first < c1; first += kMostChannels) {
+            const int64_t last = std::min(c1, first + kMostChannels);
+            Sums<T> of[kMostChannels] = {};
+            each_run(chunk, first, last, [&](int64_t c, int64_t at, int64_t n, const uint8_t* mask) {
+                of[c - first].join(walk_channel(pass, by, c, at, n, mask));
+            });
+            for (int64_t c = first; c < last; ++c) {
+                out.set(0, c - c0, of[c - first].first.total());
+                out.set(1, c - c0, of[c - first].second.total());
+            }
+        }
+    }
+    template <class Pass>
+    void map(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1) const {
+        each_run(chunk, c0, c1, [&](int64_t c, int64_t at, int64_t n, const uint8_t* mask) {
+            walk_channel(pass, by, c, at, n, mask);
+        });
+    }
+
+   private:
+    template <class Pass>
+    static typename Pass::Result walk_channel(const Pass& pass, const Coefficients& by, int64_t c, int64_t at, int64_t n,
+                                              const uint8_t* mask) {
+        if constexpr (!std::is_same_v<T, double>)
+            if (!by.wide[c]) return walk<F>(pass, OneChannel{by, c}, at, n, mask);
+        return walk<D>(pass, OneChannel{by, c}, at, n, mask);
+    }
+
+    static constexpr int64_t kMostChannels = 32;  // whose sums are kept while a chunk is read in memory order
+    const uint8_t* mask_;
+    int64_t planes_, pieces_, piece_;  // a chunk: so many planes, or one piece of a large plane
+
+    template <class Body>
+    void each_run(int64_t chunk, int64_t c0, int64_t c1, const Body& body) const {
+        const int64_t n0 = chunk / pieces_ * planes_, s0 = chunk % pieces_ * piece_;
+        const int64_t length = std::min(piece_, S - s0);
+        for (int64_t n = n0; n < std::min(N, n0 + planes_); ++n)
+            for (int64_t c = c0; c < c1; ++c)
+                body(c, offset(n, s0, c), length, mask_ ? mask_ + n * S + s0 : nullptr);
+    }
+};
+
+// Rows of vectors whose lanes belong to different channels:
+// - channels last: N * S rows of C columns; `copies` rows are taken as one where that fills the vectors;
+// - small planes: N rows of C * S columns, where each channel has a `spread` of S columns.
+template <class T>
+class Columns {
+   public:
+    static constexpr int64_t unit = L;
+    const int64_t N, C, S;
+    int64_t copies, spread;
+    int64_t chunks;
+
+    Columns(int64_t N, int64_t C, int64_t S, const uint8_t* mask, bool channels_last)
+        : N(N), C(C), S(S), copies(1), spread(channels_last ? 1 : S), channels_last_(channels_last), mask_(mask) {
+        if (channels_last && !mask && C < 256)
+            while (copies * C % L || copies * C < 8 * L) copies *= 2;
+        columns_ = C * copies * spread;
+        rows_ = N * S * C / columns_;
+        rest_ = N * S * C % columns_;
+        const int64_t fewest = 256, most = 64;
+        chunk_rows_ = std::max(fewest, ceil_div(ceil_div(rows_, most), kTile) * kTile);
+        chunks = std::max<int64_t>(1, ceil_div(rows_, chunk_rows_));
+    }
+    int64_t columns() const { return columns_; }
+    int64_t offset(int64_t n, int64_t s, int64_t c) const {
+        return channels_last_ ? (n * S + s) * C + c : (n * C + c) * S + s;
+    }
+    bool can_stream(const void* p) const {  // every vector is aligned, or none can be
+        return columns_ % L == 0 && reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0;
+    }
+
+    // Few rows: each thread takes channels of its own. Many: all take rows of all channels.
+    int64_t block(int64_t bytes, int64_t arrays, int threads) const {
+        if (copies > 1 || chunks > 1) return threads == 1 ? C : 0;
+        const int64_t fits = bytes / (rows_ * spread * int64_t(sizeof(T)) * arrays);
+        return std::clamp<int64_t>(fits, 1, ceil_div(C, threads));
+    }
+    int64_t group(int64_t, int64_t) const { return C; }
+
+    template <class Pass>
+    void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, Totals out) const {
+        const int64_t j0 = c0 * spread, j1 = c1 == C ? columns_ : c1 * spread, stride = ceil_div(j1 - j0, L) * L;
+        const Scratch memory(stride * 4 * int64_t(sizeof(double)));
+        const Totals of{memory.as<double>(), stride};
+        std::memset(of.rows, 0, stride * 4 * sizeof(double));
+        walk(pass, by, chunk, j0, j1, of);
+        for (int which : {0, 1})
+            for (int64_t c = c0; c < c1; ++c) out.set(which, c - c0, collected(of, which, c - c0));
+    }
+    template <class Pass>
+    void map(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1) const {
+        walk(pass, by, chunk, c0 * spread, c1 == C ? columns_ : c1 * spread, {nullptr, 0});
+    }
+
+   private:
+    static constexpr int kTile = 8;  // rows that share one load of the coefficients, one load and store of the sums
+    const bool channels_last_;
+    const uint8_t* mask_;                         // of rows; small planes with a mask are left to Planes
+    int64_t columns_, rows_, rest_, chunk_rows_;  // rows of columns_ elements, and a last one of rest_
+
+    template <class Pass>
+    void walk(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t j0, int64_t j1, Totals of) const {
+        bool wide = std::is_same_v<T, double>;
+        for (int64_t j = j0; j < j1; ++j) wide |= by.wide[j] != 0;
+        int64_t r = chunk * chunk_rows_;
+        const int64_t r1 = std::min(rows_, r + chunk_rows_);
+        if (mask_) {
+            for (; r < r1; ++r) {
+                if (mask_[r])
+                    walk_rows<1>(pass, by, wide, r, j0, j1, of, All{});
+                else if (std::is_same_v<typename Pass::Result, NoSums>)
+                    walk_rows<1>(pass, by, wide, r, j0, j1, of, Masked{L, I{}});
+            }
+            return;
+        }
+        for (; r + kTile <= r1; r += kTile) walk_rows<kTile>(pass, by, wide, r, j0, j1, of, All{});
+        for (; r < r1; ++r) walk_rows<1>(pass, by, wide, r, j0, j1, of, All{});
+        if (chunk == chunks - 1 && rest_ > 0) walk_rows<1>(pass, by, wide, rows_, j0, rest_, of, All{});
+    }
+
+    template <int rows, class Pass, class Lanes>
+    void walk_rows(const Pass& pass, const Coefficients& by, bool wide, int64_t r, int64_t j0, int64_t j1, Totals of,
+                   Lanes lanes) const {
+        if constexpr (!std::is_same_v<T, double>) {
+            if (!wide) return walk_tile<rows, F>(pass, by, r, j0, j1, of, lanes);
+            for (int64_t j = j0; j < j1; j += L) {  // vector by vector, the same ones whoever asks
+                const int64_t end = std::min(j1, j + L);
+                const Totals there = of.rows ? of.from(j - j0) : of;
+                if (std::any_of(by.wide + j, by.wide + end, [](uint8_t flag) { return flag != 0; }))
+                    walk_tile<rows, D>(pass, by, r, j, end, there, lanes);
+                else
+                    walk_tile<rows, F>(pass, by, r, j, end, there, lanes);
+            }
+        } else {
+            walk_tile<rows, D>(pass, by, r, j0, j1, of, lanes);
+        }
+    }
+
+    template <int rows, class A, class Pass, class Lanes>
+    void walk_tile(const Pass pass, const Coefficients by, int64_t r, int64_t j0, int64_t j1, Totals of,
+                   Lanes lanes) const {
+        const int64_t width = columns_, at = r * width;
+        int64_t j = j0;
+        for (; j + L <= j1; j += L) walk_vectors<rows, A>(pass, by, at + j, width, j, of, j - j0, lanes);
+        if (j == j1) return;
+        if constexpr (std::is_same_v<Lanes, All>)
+            walk_vectors<rows, A>(pass, by, at + j, width, j, of, j - j0, First{int(j1 - j)});
+        else
+            walk_vectors<rows, A>(pass, by, at + j, width, j, of, j - j0, Masked{int(j1 - j), I{}});
+    }
+    template <int rows, class A, class Pass, class Lanes>
+    NORMKIT_INLINE static void walk_vectors(const Pass& pass, const Coefficients& by, int64_t at, int64_t width,
+                                            int64_t j, Totals of, int64_t i, Lanes lanes) {
+        const typename Pass::template Coefficient<A> coefficient(ChannelPerLane{by, j});
+        typename Pass::template Addend<A> addend{};
+        for (int row = 0; row < rows; ++row) pass.template apply<A>(at + row * width, lanes, coefficient, addend);
+        typename Pass::Result sums;
+        sums.read(of, i);
+        sums.join(addend);
+        sums.write(of, i);
+    }
+
+    // The sum over the columns of one channel.
+    Pair collected(Totals of, int which, int64_t c) const {
+        if (spread == 1) {
+            Pair sum = of.get(which, c);
+            for (int64_t i = 1; i < copies; ++i) sum = sum + of.get(which, c + i * C);
+            return sum;
+        }
+        SumOf<T> sum;
+        for (int64_t i = 0; i < spread; i += L) {
+            const First lanes{int(std::min<int64_t>(L, spread - i))};
+            SumOf<T> part;
+            part.read(of, which, c * spread + i);
+            part.keep(lanes);
+            sum.join(part);
+        }
+        return sum.total();
+    }
+};
+
+}  // namespace normkit::NORMKIT_ISA

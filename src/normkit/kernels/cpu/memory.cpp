@@ -1,0 +1,63 @@
+#include "memory.hpp"
+
+#include <cstdlib>
+#include <new>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+namespace normkit {
+
+namespace {
+
+Caches ask() {
+    int64_t l2 = 0, last = 0;
+#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
+    l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    last = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#elif defined(__APPLE__)
+    size_t size = sizeof l2;
+    sysctlbyname("hw.perflevel0.l2cachesize", &l2, &size, nullptr, 0);
+    last = l2;
+#endif
+    if (l2 <= 0) l2 = 512 << 10;  // what the system does not tell: a small server core
+    if (last <= 0) last = 16 << 20;
+    return {l2, last};
+}
+
+}  // namespace
+
+const Caches& caches() {
+    static const Caches sizes = ask();
+    return sizes;
+}
+
+bool leaves_cache(int64_t bytes) { static const char* e = std::getenv("NT"); return bytes > (e ? std::atoll(e) << 20 : caches().last); }
+
+void advise_huge_pages(void* p, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t page = 2 << 20;
+    if (bytes < int64_t(2 * page)) return;
+    const uintptr_t first = (uintptr_t(p) + page - 1) & ~(page - 1);
+    const uintptr_t last = (uintptr_t(p) + uintptr_t(bytes)) & ~(page - 1);
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
+Scratch::Scratch(int64_t bytes) {
+    const size_t line = 64;
+    data_ = std::aligned_alloc(line, (size_t(bytes) + line - 1) / line * line + line);
+    if (data_ == nullptr) throw std::bad_alloc();
+}
+
+Scratch::~Scratch() { std::free(data_); }
+
+}  // namespace normkit

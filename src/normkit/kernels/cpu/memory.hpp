@@ -1,0 +1,39 @@
+// Cache sizes, huge pages and scratch memory.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace normkit {
+
+// Sizes in bytes, asked of the system once.
+struct Caches {
+    int64_t l2;    // of one core
+    int64_t last;  // shared by all
+};
+const Caches& caches();
+
+// Whether an output of so many bytes will not be found in the cache by whoever reads it next.
+bool leaves_cache(int64_t bytes);
+
+// Asks for huge pages under a large output. Fresh pages of 4 KB cost several times the copy they are made for.
+void advise_huge_pages(void* p, int64_t bytes);
+
+// Uninitialized memory, aligned to a cache line, freed at the end of the scope.
+class Scratch {
+   public:
+    explicit Scratch(int64_t bytes);
+    ~Scratch();
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    template <class E>
+    E* as() const {
+        return static_cast<E*>(data_);
+    }
+
+   private:
+    void* data_;
+};
+
+}  // namespace normkit

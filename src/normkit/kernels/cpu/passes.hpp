@@ -1,0 +1,230 @@
+// What is done to one vector of elements, for any layout: the four passes that every norm is made of.
+//
+//   MomentsPass         Σ(x - k), Σ(x - k)²
+//   NormalizePass       y  = a(z),  z = scale (x - mean) + bias + residual
+//   GradientSumsPass    Σ dz, Σ dz xhat                   with dz = dy a'(z)
+//   InputGradientPass   dx = scale dz + b xhat + c,  dresidual = dz
+//
+// A pass is called as pass.apply<A>(at, lanes, coefficients, sums): at is the offset of the vector in memory, A
+// the type of the arithmetic: F, or D for f64 and for channels whose coefficients f32 cannot hold. A pass adds
+// Sums::most vectors at most to its Sums<A>, which then join its Result.
+// x - mean is taken as (x - hi) - lo, where hi + lo is the mean to twice the bits of A: two roundings, both
+// relative to the result.
+
+#pragma once
+
+#include "activation.hpp"
+#include "sums.hpp"
+
+namespace normkit::NORMKIT_ISA {
+
+template <class A>
+using ElementOf = std::conditional_t<std::is_same_v<A, D>, double, float>;
+
+// Coefficients: one row per field, one column per channel, in f64 and rounded to f32.
+enum Field { kShift, kHi, kLo, kScale, kBias, kRstd, kB, kC, kFields };
+
+struct Coefficients {
+    double* f64;
+    float* f32;
+    uint8_t* wide;  // per column: f32 does not do
+    int64_t stride;
+
+    template <class E>
+    NORMKIT_INLINE E* row(int field) const {
+        if constexpr (std::is_same_v<E, double>)
+            return f64 + field * stride;
+        else
+            return f32 + field * stride;
+    }
+};
+
+// Two ways to take the coefficients of a vector: all lanes in one channel, or a channel for each lane.
+struct OneChannel {
+    const Coefficients& of;
+    int64_t c;
+    template <class A>
+    NORMKIT_INLINE A get(int field) const {
+        return splat<A>(of.row<ElementOf<A>>(field)[c]);
+    }
+};
+struct ChannelPerLane {
+    const Coefficients& of;
+    int64_t c;
+    template <class A>
+    NORMKIT_INLINE A get(int field) const {
+        return load<A>(of.row<ElementOf<A>>(field) + c, All{});
+    }
+};
+
+template <class A>
+struct Affine {
+    A hi, lo, scale, bias;
+    template <class From>
+    NORMKIT_INLINE explicit Affine(const From& from)
+        : hi(from.template get<A>(kHi)),
+          lo(from.template get<A>(kLo)),
+          scale(from.template get<A>(kScale)),
+          bias(from.template get<A>(kBias)) {}
+    NORMKIT_INLINE A centred(A x) const { return (x - hi) - lo; }
+    NORMKIT_INLINE A operator()(A d) const { return fma(d, scale, bias); }
+};
+
+// Stores either way; pass.lead(at) elements are done first, so that streamed vectors are aligned.
+template <class T>
+struct Output {
+    T* data;
+    bool streamed;
+    template <class A>
+    NORMKIT_INLINE void put(int64_t at, A v, All) const {
+        streamed ? stream(data + at, v) : store(data + at, v, All{});
+    }
+    template <class A, class Lanes>
+    NORMKIT_INLINE void put(int64_t at, A v, Lanes lanes) const {
+        store(data + at, keep(v, lanes), lanes);
+    }
+    int64_t lead(int64_t at) const {
+        if (!streamed) return 0;
+        return -int64_t(reinterpret_cast<uintptr_t>(data + at) / sizeof(T)) & (L - 1);
+    }
+};
+
+struct NoSums {
+    static constexpr int most = 1 << 30;
+    NORMKIT_INLINE void join(const NoSums&) {}
+    NORMKIT_INLINE void read(const Totals&, int64_t) {}
+    NORMKIT_INLINE void write(const Totals&, int64_t) const {}
+};
+
+template <class T>
+struct MomentsPass {
+    using Result = Sums<T>;
+    template <class A>
+    using Addend = Sums<T>;
+    const T* x;
+    MomentsPass of_row(int64_t) const { return *this; }
+
+    template <class A>
+    struct Coefficient {
+        D k;
+        template <class From>
+        NORMKIT_INLINE explicit Coefficient(const From& from) : k(from.template get<D>(kShift)) {}
+    };
+    int64_t lead(int64_t) const { return 0; }
+
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
+        const D v = load<D>(x + at, lanes), d = keep(v - by.k, lanes);
+        sums.first.add(d);
+        sums.second.add_product(d, d);
+        if constexpr (std::is_same_v<T, double>) {  // what the subtraction rounded away
+            const D back = d - v, error = keep((v - (d - back)) - (by.k + back), lanes);
+            sums.first.e = sums.first.e + error;
+            sums.second.e = fma(d + d, error, sums.second.e);
+        }
+    }
+};
+
+template <class T, class Act>
+struct NormalizePass {
+    using Result = NoSums;
+    template <class A>
+    using Addend = NoSums;
+    const T *x, *residual;
+    Output<T> y;
+    Act act;
+
+    template <class A>
+    using Coefficient = Affine<A>;
+    int64_t lead(int64_t at) const { return y.lead(at); }
+    bool streamed() const { return y.streamed; }
+
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Affine<A>& by, NoSums&) const {
+        A z = by(by.centred(load<A>(x + at, lanes)));
+        if (residual) z = z + load<A>(residual + at, lanes);
+        y.put(at, activate(z, act), lanes);
+    }
+};
+
+// dz of one vector, from d = x - mean.
+template <class T, class Act>
+struct Upstream {
+    const T *dy, *residual;
+    Act act;
+
+    template <class A, class Lanes>
+    NORMKIT_INLINE A dz(int64_t at, Lanes lanes, A d, const Affine<A>& by) const {
+        const A v = load<A>(dy + at, lanes);
+        if constexpr (std::is_same_v<Act, None>) return v;
+        A z = by(d);
+        if (residual) z = z + load<A>(residual + at, lanes);
+        return through(z, v, act);
+    }
+};
+
+NORMKIT_INLINE void add_gradient(ShortSums& sums, F dz, F xhat) {
+    sums.first = sums.first + dz;
+    sums.second = fma(dz, xhat, sums.second);
+}
+template <class T>
+NORMKIT_INLINE void add_gradient(Sums<T>& sums, D dz, D xhat) {
+    sums.first.add(dz);
+    sums.second.add_product(dz, xhat);
+}
+
+template <class T, class Act>
+struct GradientSumsPass {
+    using Result = Sums<T>;
+    template <class A>
+    using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
+    const T* x;
+    Upstream<T, Act> upstream;
+
+    template <class A>
+    struct Coefficient : Affine<A> {
+        A rstd;
+        template <class From>
+        NORMKIT_INLINE explicit Coefficient(const From& from) : Affine<A>(from), rstd(from.template get<A>(kRstd)) {}
+    };
+    int64_t lead(int64_t) const { return 0; }
+
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
+        const A d = by.centred(load<A>(x + at, lanes));
+        add_gradient(sums, keep(upstream.dz(at, lanes, d, by), lanes), d * by.rstd);
+    }
+};
+
+template <class T, class Act>
+struct InputGradientPass {
+    using Result = NoSums;
+    template <class A>
+    using Addend = NoSums;
+    const T* x;
+    Upstream<T, Act> upstream;
+    Output<T> dx, dresidual;
+
+    template <class A>
+    struct Coefficient : Affine<A> {
+        A rstd, b, c;
+        template <class From>
+        NORMKIT_INLINE explicit Coefficient(const From& from)
+            : Affine<A>(from),
+              rstd(from.template get<A>(kRstd)),
+              b(from.template get<A>(kB)),
+              c(from.template get<A>(kC)) {}
+    };
+    int64_t lead(int64_t at) const { return dx.lead(at); }
+    bool streamed() const { return dx.streamed; }
+
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
+        const A d = by.centred(load<A>(x + at, lanes));
+        const A dz = upstream.dz(at, lanes, d, by);
+        if (dresidual.data) dresidual.put(at, dz, lanes);
+        dx.put(at, fma(by.scale, dz, fma(by.b, d * by.rstd, by.c)), lanes);
+    }
+};
+
+}  // namespace normkit::NORMKIT_ISA
