@@ -1,0 +1,298 @@
+"""The four functions of a backend on compiled kernels: autograd around the primitives of `cpu`.
+
+Two ways lead to the same primitives. Plain tensors take an autograd function, the cheapest call there is.
+Where somebody watches the dispatcher (torch.compile, torch.export, a dispatch mode) they take the custom
+operators `normkit::normalize` and `normkit::normalize_backward`, which show in the graph. A backward pass
+that must itself be differentiable recomputes through `composed`.
+
+Each norm is one `kind` of the same call: which statistic is taken, or that it is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from normkit.kernels import composed, cpu
+
+Kind = Literal["channels", "given", "groups", "layer", "rms"]
+
+
+def channels(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
+    """Batch norm of x (N, C, *) by its own statistics: y, and mean (C), biased variance (C), count."""
+    x, weight, bias = _native(x), _dense(weight), _dense(bias)
+    y, stats = _normalize(
+        "channels", x, weight, bias, _like(residual, x), _dense(mask), None, None, 0, eps, activation
+    )
+    return y, stats[0], stats[1], x.numel() // x.shape[1] if mask is None else mask.sum()
+
+
+def channels_given(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """Batch norm of x (N, C, *) by given statistics (C), which are constants."""
+    x, weight, bias, mean, var = _native(x), _dense(weight), _dense(bias), mean.contiguous(), var.contiguous()
+    residual, mask = _like(residual, x), _dense(mask)
+    return _normalize("given", x, weight, bias, residual, mask, mean, var, 0, eps, activation)[0]
+
+
+def rows(
+    x: Tensor, ndim: int, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool
+) -> Tensor:
+    """Layer norm over the last ndim axes of x; RMS norm where it is not centered."""
+    kind = "layer" if centered else "rms"
+    weight, bias = _dense(weight), _dense(bias)
+    return _normalize(kind, x.contiguous(), weight, bias, None, None, None, None, ndim, eps, None)[0]
+
+
+def groups(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group norm of x (N, C, *): y, and mean and biased variance (N, num_groups)."""
+    x, weight, bias = _native(x), _dense(weight), _dense(bias)
+    y, stats = _normalize("groups", x, weight, bias, None, None, None, None, num_groups, eps, activation)
+    return y, stats[0], stats[1]
+
+
+def _normalize(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The call by one of its ways; its arguments are those of `_forward`."""
+    if is_watched():
+        return torch.ops.normkit.normalize(*arguments)
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments[1:5]):
+        return _Normalize.apply(*arguments)
+    return _forward(*arguments)
+
+
+def is_watched() -> bool:
+    """Whether a compiler or a dispatch mode must see the call."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportPrivateUsage]
+
+
+# The primitives, under one signature.
+
+
+def _forward(
+    kind: Kind,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    size: int,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    """The output and the statistics (3, sets), empty where they were given.
+
+    `size` is the number of groups, or of axes in a row.
+    """
+    code = cpu.ACTIVATIONS[activation]
+    if kind == "channels":
+        y, stats, _ = cpu.channels_forward(x, weight, bias, eps, code, residual, mask)
+        return y, stats
+    if kind == "given":
+        assert mean is not None
+        assert var is not None
+        y = cpu.channels_normalize(x, mean, var, weight, bias, eps, code, residual, mask)
+        return y, x.new_empty(0)
+    if kind == "groups":
+        return cpu.groups_forward(x, size, weight, bias, eps, code)
+    return cpu.rows_forward(x, _row(x, size), weight, bias, eps, kind == "layer")
+
+
+def _backward(
+    dy: Tensor,
+    stats: Tensor,
+    kind: Kind,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    size: int,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight, bias and residual; dy lies in memory as x does."""
+    code = cpu.ACTIVATIONS[activation]
+    if kind == "channels":
+        return cpu.channels_backward(x, dy, stats, weight, bias, eps, code, residual, mask)
+    if kind == "given":
+        assert mean is not None
+        assert var is not None
+        return cpu.channels_backward_evaluation(x, dy, mean, var, weight, bias, eps, code, residual, mask)
+    if kind == "groups":
+        return *cpu.groups_backward(x, dy, stats, weight, bias, eps, code), None
+    return *cpu.rows_backward(x, dy, stats, weight, bias, eps, kind == "layer"), None
+
+
+def _composed(
+    kind: Kind,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    size: int,
+    eps: float,
+    activation: str | None,
+) -> Tensor:
+    """The same output by torch operations, for a graph that can be differentiated again."""
+    if kind == "channels":
+        return composed.channels(x, weight, bias, eps, activation, residual, mask)[0]
+    if kind == "given":
+        assert mean is not None
+        assert var is not None
+        return composed.channels_given(x, mean, var, weight, bias, eps, activation, residual, mask)
+    if kind == "groups":
+        return composed.groups(x, size, weight, bias, eps, activation)[0]
+    return composed.rows(x, size, weight, bias, eps, kind == "layer")
+
+
+# Autograd, for both ways.
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, stats = output
+    ctx.save_for_backward(*inputs[1:8], stats)
+    ctx.plain = inputs[0], *inputs[8:]
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, _: None) -> tuple[Any, ...]:
+    *tensors, stats = ctx.saved_tensors
+    kind, *plain = ctx.plain
+    if dy is None:
+        return (None,) * 11
+    arguments = (kind, *tensors, *plain)
+    if torch.is_grad_enabled() or not torch._C._has_storage(dy):
+        gradients = _composed_gradients(dy, arguments)
+    elif is_watched():
+        gradients = torch.ops.normkit.normalize_backward(_like(dy, tensors[0]), stats, *arguments)
+        gradients = [g if t is not None else None for g, t in zip(gradients, tensors[:4], strict=True)]
+    else:
+        gradients = _backward(_like(dy, tensors[0]), stats, *arguments)
+    return None, *gradients, *(None,) * 6
+
+
+def _composed_gradients(dy: Tensor, arguments: tuple[Any, ...]) -> list[Tensor | None]:
+    """For a backward pass that is itself differentiated, or that has a batch of gradients at once."""
+    again = torch.is_grad_enabled()
+    wanted = [t for t in arguments[1:5] if t is not None and t.requires_grad]
+    with torch.enable_grad():
+        y = _composed(*arguments)
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
+    return [next(found) if t is not None and t.requires_grad else None for t in arguments[1:5]]
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_differentiate)
+
+
+_ARGUMENTS = (
+    "str kind, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, Tensor? mean, "
+    "Tensor? var, SymInt size, float eps, str? activation"
+)
+_operator = torch.library.custom_op(
+    "normkit::normalize",
+    _forward,
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+)
+_operator.register_autograd(
+    _differentiate, setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output)
+)
+
+
+@_operator.register_fake
+def _(kind: Kind, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    size = rest[6]
+    sets: dict[Kind, list[int]] = {"channels": [3, x.shape[1]], "given": [0]} if x.dim() > 1 else {}
+    if kind == "groups":
+        shape = [3, x.shape[0], size]
+    elif kind in sets:
+        shape = sets[kind]
+    else:
+        shape = [3, x.numel() // _row(x, size)]
+    dtype = x.dtype if kind == "given" else torch.float64
+    return torch.empty_like(x), x.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op(
+    "normkit::normalize_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor dy, Tensor stats, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward_operator(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    # An operator returns tensors; an empty one stands for none.
+    return tuple(dy.new_empty(0) if g is None else g for g in _backward(dy, *arguments))
+
+
+@_backward_operator.register_fake
+def _(dy: Tensor, stats: Tensor, kind: Kind, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(dy.new_empty(0) if t is None else torch.empty_like(t) for t in arguments[:4])
+
+
+# Layouts.
+
+
+def _native(x: Tensor) -> Tensor:
+    """As it lies in memory where the kernels read it so, else a contiguous copy."""
+    return x if cpu.native(x) else x.contiguous()
+
+
+def _like(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """The values of t, laid out in memory as x is, which is contiguous or channels last."""
+    if t is None or t.stride() == x.stride():
+        return t
+    return t.contiguous() if x.is_contiguous() else t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _row(x: Tensor, ndim: int) -> int:
+    """How many elements a row of the last ndim axes has."""
+    elements = 1
+    for size in x.shape[x.dim() - ndim :]:
+        elements = elements * size
+    return elements
