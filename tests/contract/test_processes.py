@@ -40,6 +40,8 @@ def train(rank: int, port: int) -> None:
         results.append(copy.deepcopy(model.state_dict()))
     for key, expected in results[1].items():
         torch.testing.assert_close(results[0][key], expected, rtol=1e-5, atol=1e-6)
+    del wrapped  # its reducer must not outlive the group
+    dist.barrier()
     dist.destroy_process_group()
 
 
