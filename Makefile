@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: compare test test-all check bench env clean
+.PHONY: compare test test-all check bench env sanitize clean
 
 compare: $(READY)   ## Compare norms on real data; ARGS="--norms none,batch --seeds 3" passes options on.
 	$(BIN)/normkit compare $(ARGS)
@@ -27,8 +27,15 @@ bench: $(READY)     ## Speed beside torch and the memory bus; ARGS="--quick", AR
 env: $(READY)       ## What is installed, what is missing, which kernels run.
 	$(BIN)/normkit env
 
+sanitize:           ## The kernels on random shapes under AddressSanitizer, UBSan and ThreadSanitizer.
+	for sanitizer in address,undefined thread; do \
+	  cmake -S tests/kernels/sanitize -B build/sanitize-$$sanitizer -DSANITIZE=$$sanitizer && \
+	  cmake --build build/sanitize-$$sanitizer --parallel 2 && \
+	  build/sanitize-$$sanitizer/harness || exit 1; \
+	done
+
 # Whatever changes the installation is a prerequisite; otherwise a second run installs nothing.
-$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.hpp)
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/normkit/kernels/cpu/*.[ch]pp src/normkit/kernels/cpu/*.cmake)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable ".[all]" --group dev

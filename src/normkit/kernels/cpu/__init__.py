@@ -161,6 +161,25 @@ def channels_input_gradient(
 def channels_backward(
     x: Tensor,
     dy: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias, dresidual, from the statistics (3, C) that channels_forward returned."""
+    mean = stats.data_ptr()
+    row = 8 * x.shape[1]
+    return _channels_backward(
+        x, dy, mean, mean + row, mean + 2 * row, _F64, False, weight, bias, eps, activation, residual, mask
+    )
+
+
+def channels_backward_evaluation(
+    x: Tensor,
+    dy: Tensor,
     mean: Tensor,
     var: Tensor,
     weight: Tensor | None,
@@ -169,24 +188,40 @@ def channels_backward(
     activation: int = 0,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
-    tail: Tensor | None = None,
-    training: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dweight, dbias, dresidual: the sums, then the input gradient, block by block while it is in the cache.
+    """The same with statistics (C) that do not depend on `x`: dx = weight / sqrt(var + eps) dz."""
+    return _channels_backward(
+        x, dy, mean.data_ptr(), var.data_ptr(), 0, DTYPES[mean.dtype], True, weight, bias, eps, activation, residual,
+        mask,
+    )  # fmt: skip
 
-    Not `training`: the statistics are constants.
-    """
+
+def _channels_backward(
+    x: Tensor,
+    dy: Tensor,
+    mean: int,
+    var: int,
+    tail: int,
+    statistics_dtype: int,
+    constant: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The sums, then the input gradient, block by block while a block is in the cache."""
     N, C, S, last = _sizes(x)
     dx = torch.empty_like(x)
     dresidual = None if residual is None else torch.empty_like(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
-    sums = torch.empty((2, C), dtype=torch.float64)
     _native.channels_backward(
         N, C, S, DTYPES[x.dtype], last, SUMS | OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], not training, 0.0,
-        dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias), sums.data_ptr(),
+        mean, var, tail, statistics_dtype, constant, 0.0,
+        dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias), 0,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual
 
@@ -209,7 +244,13 @@ def groups_forward(
 
 
 def groups_backward(
-    x: Tensor, dy: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: int = 0
+    x: Tensor,
+    dy: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias of group norm with the statistics that groups_forward returned."""
     N, C, S, last = _sizes(x)
@@ -242,7 +283,13 @@ def rows_forward(
 
 
 def rows_backward(
-    x: Tensor, dy: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
+    x: Tensor,
+    dy: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias of layer norm or RMS norm with the statistics that rows_forward returned."""
     R = stats.shape[1]

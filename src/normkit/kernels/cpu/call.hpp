@@ -56,7 +56,7 @@ struct Call {
 
     void *y, *dx, *dresidual;
     double* stats;             // (3, G): mean, biased variance, tail of the mean
-    double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums, an input without it
+    double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums if not null, an input without it
     Parameter dweight, dbias;  // (C)
 };
 

@@ -29,10 +29,12 @@ class Channels {
           stride_(ceil_div(layout_.columns(), L) * L),
           group_(call.C / call.G),
           threads_(threads_for(call.N * call.C * call.S)),
-          memory_(stride_ * (kFields * 12 + 1) + call.C * (layout_.chunks + 1) * 32) {
+          memory_(stride_ * (kFields * 12 + 1) + call.C * ((layout_.chunks + 1) * 32 + 16)) {
         double* next = memory_.as<double>();
         totals_ = Totals{next, call.C};
         next += call.C * 4 * (layout_.chunks + 1);
+        dz_ = call.gradient_sums ? call.gradient_sums : next;
+        next += call.C * 2;
         by_.f64 = next;
         by_.f32 = reinterpret_cast<float*>(next + stride_ * kFields);
         by_.wide = reinterpret_cast<uint8_t*>(by_.f32 + stride_ * kFields);
@@ -48,7 +50,7 @@ class Channels {
         run(
             1,
             [&](int64_t c0, int64_t c1) { measured ? set_shifts(c0, c1) : set_given(c0, c1); },
-            MomentsPass<T>{x()},
+            MomentsPass<T>{x()}, [&](int64_t c0, int64_t c1) { return too_far(c0, c1); },
             [&](int64_t c0, int64_t c1) {
                 if (measured) finish_moments(c0, c1, double(count));
             },
@@ -64,6 +66,7 @@ class Channels {
         const Upstream<T, Act> upstream{tensor(call_.dy), tensor(call_.residual), act};
         run(
             2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, GradientSumsPass<T, Act>{x(), upstream},
+            [](int64_t, int64_t) { return false; },
             [&](int64_t c0, int64_t c1) {
                 if (measured) finish_sums(c0, c1);
                 set_gradient(c0, c1, count);
@@ -80,8 +83,9 @@ class Channels {
     const int threads_;
     const Scratch memory_;
     Totals totals_;  // those of all chunks, then those of each chunk
+    double* dz_;     // Σ dz, then Σ dz xhat
     Coefficients by_;
-    mutable int64_t first_position_ = 0;
+    mutable int64_t first_n_ = 0, first_s_ = 0;  // the first position that counts
 
     static const T* tensor(const void* data) { return static_cast<const T*>(data); }
     const T* x() const { return tensor(call_.x); }
@@ -94,9 +98,9 @@ class Channels {
 
     // --- blocks of channels ---------------------------------------------------------------------------------
 
-    template <class Prepare, class SumsPass, class Finish, class OutputPass>
-    void run(int64_t arrays, const Prepare& prepare, const SumsPass& sums_pass, const Finish& finish,
-             const OutputPass& output_pass) const {
+    template <class Prepare, class SumsPass, class Again, class Finish, class OutputPass>
+    void run(int64_t arrays, const Prepare& prepare, const SumsPass& sums_pass, const Again& again,
+             const Finish& finish, const OutputPass& output_pass) const {
         const int64_t C = call_.C, chunks = layout_.chunks;
         const bool summed = call_.stages & kSums, written = call_.stages & kOutputs;
         const auto first = [&](int64_t chunk, int64_t c0, int64_t c1) {
@@ -112,7 +116,11 @@ class Channels {
             parallel(ceil_div(C, width), threads_, Order::forward, [&](int64_t block) {
                 const int64_t c0 = block * width, c1 = std::min(C, c0 + width);
                 prepare(c0, c1);
-                for (int64_t i = 0; summed && i < chunks; ++i) first(i, c0, c1);
+                const auto sum = [&] {
+                    for (int64_t i = 0; i < chunks; ++i) first(i, c0, c1);
+                };
+                if (summed) sum();
+                if (summed && again(c0, c1)) sum();
                 finish(c0, c1);
                 for (int64_t i = chunks - 1; written && i >= 0; --i) second(i, c0, c1);
             });
@@ -122,7 +130,11 @@ class Channels {
         for (int64_t c0 = 0; c0 < C; c0 += shared) {
             const int64_t c1 = std::min(C, c0 + shared);
             prepare(c0, c1);
-            if (summed) parallel(chunks, threads_, Order::forward, [&](int64_t i) { first(i, c0, c1); });
+            const auto sum = [&] {
+                parallel(chunks, threads_, Order::forward, [&](int64_t i) { first(i, c0, c1); });
+            };
+            if (summed) sum();
+            if (summed && again(c0, c1)) sum();
             finish(c0, c1);
             if (written) parallel(chunks, threads_, Order::backward, [&](int64_t i) { second(i, c0, c1); });
         }
@@ -132,7 +144,7 @@ class Channels {
         const Totals sums = totals_.from(c0);
         for (int which : {0, 1})
             for (int64_t c = 0; c < c1 - c0; ++c) sums.set(which, c, {0, 0});
-        for (int64_t i = 0; i < layout_.chunks; ++i) sums.add(partial(i).from(c0), c1 - c0);
+        for (int64_t i = 0; i < layout_.chunks; ++i) sums.template add<T>(partial(i).from(c0), c1 - c0);
         return totals_;
     }
 
@@ -144,27 +156,29 @@ class Channels {
         if (!call_.mask) return all;
         int64_t count = 0;
         for (int64_t i = all - 1; i >= 0; --i)
-            if (call_.mask[i]) ++count, first_position_ = i;
+            if (call_.mask[i]) ++count, first_n_ = i / call_.S, first_s_ = i % call_.S;
         return count;
     }
     // An element of the sample that the statistic of a channel is taken over.
     double shift(int64_t c) const {
-        const int64_t n = first_position_ / call_.S, s = first_position_ % call_.S;
-        return value({const_cast<void*>(call_.x), call_.dtype}, layout_.offset(n, s, c / group_ * group_), 0);
+        const int64_t at = layout_.offset(first_n_, first_s_, c / group_ * group_);
+        return value({const_cast<void*>(call_.x), call_.dtype}, at, 0);
     }
     Writer<T> coefficients() const { return {by_, call_.C, layout_.copies, layout_.spread}; }
 
     template <class Statistics>
     void set_affine(int64_t c0, int64_t c1, const Statistics& of) const {
-        for (int64_t c = c0; c < c1; ++c) {
-            const Moments m = of(c / group_);
-            coefficients().affine(c, m.mean, m.var, call_.eps, value(call_.weight, c, 1), value(call_.bias, c, 0));
+        for (int64_t first = c0; first < c1; first += group_) {
+            const Moments m = of(first / group_);
+            const Inverse<T> inverse = inverse_deviation<T>(m.var, call_.eps);
+            for (int64_t c = first; c < first + group_; ++c)
+                coefficients().affine(c, m, inverse, value(call_.weight, c, 1), value(call_.bias, c, 0));
         }
         coefficients().complete(c0, c1, kHi, kB);
     }
     // dx = scale dz - rstd (mean of weight dz) - rstd xhat (mean of weight dz xhat)
     void set_gradient(int64_t c0, int64_t c1, double count) const {
-        const double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
+        const double *dz = dz_, *dz_xhat = dz_ + call_.C;
         for (int64_t c = c0; c < c1; c += group_) {
             double b = 0, constant = 0;
             for (int64_t i = c; i < c + group_ && count > 0; ++i) {
@@ -177,7 +191,19 @@ class Channels {
         coefficients().complete(c0, c1, kHi, kFields);
     }
     void set_shifts(int64_t c0, int64_t c1) const {
-        for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c));
+        for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c), false);
+    }
+    // Half types are summed in f32 first. Where squares left its range, the channel is summed again in f64.
+    bool too_far(int64_t c0, int64_t c1) const {
+        if constexpr (!is_half<T>) return false;
+        const Totals sums = total(c0, c1);
+        bool found = false;
+        for (int64_t c = c0; c < c1; ++c)
+            if (const double squares = sums.row(1)[c]; !(squares > 0x1p-80 && squares < 0x1p120)) {
+                coefficients().shift(c, shift(c), true);
+                found = true;
+            }
+        return found;
     }
     void set_given(int64_t c0, int64_t c1) const {
         set_affine(c0, c1, [&](int64_t g) {
@@ -190,8 +216,8 @@ class Channels {
         for (int64_t g = c0 / group_; g < c1 / group_; ++g) {
             Pair first{0, 0}, second{0, 0};
             for (int64_t c = g * group_; c < (g + 1) * group_; ++c) {
-                first = first + sums.get(0, c);
-                second = second + sums.get(1, c);
+                first = plus<T>(first, sums.get(0, c));
+                second = plus<T>(second, sums.get(1, c));
             }
             const Moments m = moments_about(shift(g * group_), first, second, count * double(group_));
             mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
@@ -201,7 +227,7 @@ class Channels {
     }
     void finish_sums(int64_t c0, int64_t c1) const {
         const Totals sums = total(c0, c1);
-        double *dz = call_.gradient_sums, *dz_xhat = dz + call_.C;
+        double *dz = dz_, *dz_xhat = dz_ + call_.C;
         for (int64_t c = c0; c < c1; ++c) {
             dz[c] = sums.row(0)[c];
             dz_xhat[c] = sums.row(1)[c];

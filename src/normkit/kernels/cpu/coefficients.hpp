@@ -28,11 +28,12 @@ inline void assign(const Parameter& p, int64_t i, double v) {
     }
 }
 
-// numerator / sqrt(var + eps), rounded once: for f64 the steps between carry more bits where the platform has them.
+// 1 / sqrt(var + eps): for f64 with more bits than it, where the platform has them.
 template <class T>
-double over_deviation(double numerator, double var, double eps) {
-    using Between = std::conditional_t<std::is_same_v<T, double>, long double, double>;
-    return double(Between(numerator) / std::sqrt(Between(var) + Between(eps)));
+using Inverse = std::conditional_t<std::is_same_v<T, double>, long double, double>;
+template <class T>
+Inverse<T> inverse_deviation(double var, double eps) {
+    return 1 / std::sqrt(Inverse<T>(var) + Inverse<T>(eps));
 }
 
 // Far enough from the ends of f32 that products and rounding errors are normal numbers.
@@ -46,11 +47,16 @@ class Writer {
     Writer(const Coefficients& to, int64_t C, int64_t copies, int64_t spread)
         : to_(to), C_(C), copies_(copies), spread_(spread) {}
 
-    void shift(int64_t c, double k) const { fill(to_.row<double>(kShift), c, k); }
+    void shift(int64_t c, double k, bool wide) const {
+        fill(to_.row<double>(kShift), c, k);
+        put(kShift, c, k, float(k));
+        fill(to_.wide, c, wide);
+    }
 
     // z = scale (x - mean) + bias
-    void affine(int64_t c, Pair mean, double var, double eps, double gamma, double beta) const {
-        const double rstd = over_deviation<T>(1, var, eps), scale = over_deviation<T>(gamma, var, eps);
+    void affine(int64_t c, const Moments& m, Inverse<T> inverse, double gamma, double beta) const {
+        const Pair mean = m.mean;
+        const double rstd = double(inverse), scale = double(gamma * inverse);
         const float hi = float(mean.hi);
         put(kHi, c, mean.hi, hi);
         put(kLo, c, mean.lo, float((mean.hi - hi) + mean.lo));
@@ -58,7 +64,7 @@ class Writer {
         put(kBias, c, beta, float(beta));
         put(kRstd, c, rstd, float(rstd));
         fill(to_.wide, c, !(fits_f32(mean.hi) && fits_f32(scale) && fits_f32(rstd) && fits_f32(beta)) ||
-                              (var != 0 && var < 0x1p-200));
+                              (m.var != 0 && m.var < 0x1p-200));
     }
     // dx = scale dz + b xhat + constant
     void gradient(int64_t c, double b, double constant) const {

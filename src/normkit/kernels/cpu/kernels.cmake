@@ -24,7 +24,7 @@ foreach(isa IN LISTS NORMKIT_ISAS)
   endforeach()
   target_compile_definitions(normkit_${isa} PRIVATE NORMKIT_ISA=${isa})
   # No contraction: a fused multiply-add stands where it is written. No errno: square roots are instructions.
-  target_compile_options(normkit_${isa} PRIVATE -O3 -fno-math-errno -ffp-contract=off -Wno-psabi ${NORMKIT_FLAGS_${isa}})
+  target_compile_options(normkit_${isa} PRIVATE $<$<CONFIG:Release>:-O3> -fno-math-errno -ffp-contract=off -Wno-psabi ${NORMKIT_FLAGS_${isa}})
   if(OpenMP_CXX_FOUND)
     target_link_libraries(normkit_${isa} PRIVATE OpenMP::OpenMP_CXX)
   endif()

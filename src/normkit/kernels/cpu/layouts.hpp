@@ -71,7 +71,7 @@ class Planes {
     template <class Pass>
     static typename Pass::Result walk_channel(const Pass& pass, const Coefficients& by, int64_t c, int64_t at, int64_t n,
                                               const uint8_t* mask) {
-        if constexpr (!std::is_same_v<T, double>)
+        if constexpr (!Pass::f64_alone)
             if (!by.wide[c]) return walk<F>(pass, OneChannel{by, c}, at, n, mask);
         return walk<D>(pass, OneChannel{by, c}, at, n, mask);
     }
@@ -131,9 +131,10 @@ class Columns {
     template <class Pass>
     void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, Totals out) const {
         const int64_t j0 = c0 * spread, j1 = c1 == C ? columns_ : c1 * spread, stride = ceil_div(j1 - j0, L) * L;
-        const Scratch memory(stride * 4 * int64_t(sizeof(double)));
+        const int64_t bytes = (stride * 4 + L) * int64_t(sizeof(double));  // collected() reads whole vectors
+        const Scratch memory(bytes);
         const Totals of{memory.as<double>(), stride};
-        std::memset(of.rows, 0, stride * 4 * sizeof(double));
+        std::memset(of.rows, 0, bytes);
         walk(pass, by, chunk, j0, j1, of);
         for (int which : {0, 1})
             for (int64_t c = c0; c < c1; ++c) out.set(which, c - c0, collected(of, which, c - c0));
@@ -151,7 +152,7 @@ class Columns {
 
     template <class Pass>
     void walk(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t j0, int64_t j1, Totals of) const {
-        bool wide = std::is_same_v<T, double>;
+        bool wide = false;
         for (int64_t j = j0; j < j1; ++j) wide |= by.wide[j] != 0;
         int64_t r = chunk * chunk_rows_;
         const int64_t r1 = std::min(rows_, r + chunk_rows_);
@@ -172,7 +173,7 @@ class Columns {
     template <int rows, class Pass, class Lanes>
     void walk_rows(const Pass& pass, const Coefficients& by, bool wide, int64_t r, int64_t j0, int64_t j1, Totals of,
                    Lanes lanes) const {
-        if constexpr (!std::is_same_v<T, double>) {
+        if constexpr (!Pass::f64_alone) {
             if (!wide) return walk_tile<rows, F>(pass, by, r, j0, j1, of, lanes);
             for (int64_t j = j0; j < j1; j += L) {  // vector by vector, the same ones whoever asks
                 const int64_t end = std::min(j1, j + L);
@@ -215,7 +216,7 @@ class Columns {
     Pair collected(Totals of, int which, int64_t c) const {
         if (spread == 1) {
             Pair sum = of.get(which, c);
-            for (int64_t i = 1; i < copies; ++i) sum = sum + of.get(which, c + i * C);
+            for (int64_t i = 1; i < copies; ++i) sum = plus<T>(sum, of.get(which, c + i * C));
             return sum;
         }
         SumOf<T> sum;

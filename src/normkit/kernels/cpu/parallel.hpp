@@ -19,7 +19,11 @@
 namespace normkit::NORMKIT_ISA {
 
 // Below this many elements per thread, waking a thread costs more than it gives.
+#if defined(NORMKIT_STD_THREADS)
+constexpr int64_t kGrain = 1 << 8;  // small tensors are there to be shared
+#else
 constexpr int64_t kGrain = 1 << 14;
+#endif
 
 inline int threads_for(int64_t elements) {
 #if defined(NORMKIT_STD_THREADS)

@@ -1,12 +1,12 @@
 // What is done to one vector of elements, for any layout: the four passes that every norm is made of.
 //
-//   MomentsPass         Σ(x - k), Σ(x - k)²
+//   MomentsPass         Σ(x - k), Σ(x - k)²               in f64 for f32, in short runs of f32 for half types
 //   NormalizePass       y  = a(z),  z = scale (x - mean) + bias + residual
 //   GradientSumsPass    Σ dz, Σ dz xhat                   with dz = dy a'(z)
 //   InputGradientPass   dx = scale dz + b xhat + c,  dresidual = dz
 //
 // A pass is called as pass.apply<A>(at, lanes, coefficients, sums): at is the offset of the vector in memory, A
-// the type of the arithmetic: F, or D for f64 and for channels whose coefficients f32 cannot hold. A pass adds
+// the type of the arithmetic: F, or D where f64_alone and for channels whose coefficients f32 cannot hold. It adds
 // Sums::most vectors at most to its Sums<A>, which then join its Result.
 // x - mean is taken as (x - hi) - lo, where hi + lo is the mean to twice the bits of A: two roundings, both
 // relative to the result.
@@ -98,22 +98,23 @@ struct NoSums {
 
 template <class T>
 struct MomentsPass {
+    static constexpr bool f64_alone = !is_half<T>;
     using Result = Sums<T>;
     template <class A>
-    using Addend = Sums<T>;
+    using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
     const T* x;
     MomentsPass of_row(int64_t) const { return *this; }
 
     template <class A>
     struct Coefficient {
-        D k;
+        A k;
         template <class From>
-        NORMKIT_INLINE explicit Coefficient(const From& from) : k(from.template get<D>(kShift)) {}
+        NORMKIT_INLINE explicit Coefficient(const From& from) : k(from.template get<A>(kShift)) {}
     };
     int64_t lead(int64_t) const { return 0; }
 
-    template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Sums<T>& sums) const {
+    template <class Lanes>
+    NORMKIT_INLINE void add(int64_t at, Lanes lanes, const Coefficient<D>& by, Sums<T>& sums) const {
         const D v = load<D>(x + at, lanes), d = keep(v - by.k, lanes);
         sums.first.add(d);
         sums.second.add_product(d, d);
@@ -123,10 +124,21 @@ struct MomentsPass {
             sums.second.e = fma(d + d, error, sums.second.e);
         }
     }
+    template <class Lanes>
+    NORMKIT_INLINE void add(int64_t at, Lanes lanes, const Coefficient<F>& by, ShortSums& sums) const {
+        const F d = keep(load<F>(x + at, lanes) - by.k, lanes);
+        sums.first = sums.first + d;
+        sums.second = fma(d, d, sums.second);
+    }
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
+        add(at, lanes, by, sums);
+    }
 };
 
 template <class T, class Act>
 struct NormalizePass {
+    static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = NoSums;
     template <class A>
     using Addend = NoSums;
@@ -175,6 +187,7 @@ NORMKIT_INLINE void add_gradient(Sums<T>& sums, D dz, D xhat) {
 
 template <class T, class Act>
 struct GradientSumsPass {
+    static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = Sums<T>;
     template <class A>
     using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
@@ -198,6 +211,7 @@ struct GradientSumsPass {
 
 template <class T, class Act>
 struct InputGradientPass {
+    static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = NoSums;
     template <class A>
     using Addend = NoSums;

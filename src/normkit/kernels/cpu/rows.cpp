@@ -43,6 +43,7 @@ struct OneRow {
 // y = xhat weight + bias
 template <class T>
 struct RowOutputPass {
+    static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = NoSums;
     template <class A>
     using Addend = NoSums;
@@ -77,6 +78,7 @@ struct RowOutputPass {
 // Σ weight dy, Σ weight dy xhat
 template <class T>
 struct RowSumsPass {
+    static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = Sums<T>;
     template <class A>
     using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
@@ -249,7 +251,7 @@ class Rows {
 
     template <class Pass>
     typename Pass::Result walk_row(const Pass& pass, const Row& row, int64_t at, int64_t n) const {
-        if constexpr (!std::is_same_v<T, double>)
+        if constexpr (!Pass::f64_alone)
             if (!row.wide) return walk<F>(pass, OneRow{row}, at, n, nullptr);
         return walk<D>(pass, OneRow{row}, at, n, nullptr);
     }
@@ -286,8 +288,7 @@ class Rows {
         return call_.centred ? value({const_cast<void*>(call_.x), call_.dtype}, r * M_, 0) : 0;
     }
     Row row_of(Pair mean, double var) const {
-        using Between = std::conditional_t<std::is_same_v<T, double>, long double, double>;
-        const Between exact = 1 / std::sqrt(Between(var) + Between(call_.eps));
+        const Inverse<T> exact = inverse_deviation<T>(var, call_.eps);
         const double rstd = double(exact);
         const bool wide = !(fits_f32(mean.hi) && fits_f32(rstd)) || (var != 0 && var < 0x1p-200);
         return {mean.hi, mean.lo, rstd, double(exact - rstd), 0, 0, wide};

@@ -26,6 +26,12 @@ inline Pair operator+(Pair a, Pair b) {
     const double lo = s.lo + (a.lo + b.lo);
     return {s.hi + lo, lo - ((s.hi + lo) - s.hi)};
 }
+// The sum of totals of T: f64 alone is enough for those of f32.
+template <class T>
+Pair plus(Pair a, Pair b) {
+    if constexpr (std::is_same_v<T, double>) return a + b;
+    return {a.hi + b.hi, 0};
+}
 inline Pair square(Pair a) {
     const double s = a.hi * a.hi;
     return {s, std::fma(a.hi, a.hi, -s) + 2 * a.hi * a.lo};
@@ -47,9 +53,10 @@ struct Totals {
     }
     Totals from(int64_t c) const { return {rows + c, stride}; }
     // Adds the columns [0, n) of other, always in the order of the calls.
+    template <class T>
     void add(const Totals& other, int64_t n) const {
         for (int which : {0, 1})
-            for (int64_t c = 0; c < n; ++c) set(which, c, get(which, c) + other.get(which, c));
+            for (int64_t c = 0; c < n; ++c) set(which, c, plus<T>(get(which, c), other.get(which, c)));
     }
 };
 
