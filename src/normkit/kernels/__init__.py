@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack as _functorch_level
+from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -22,18 +22,18 @@ from normkit.kernels import composed
 try:
     from normkit.kernels import compiled
 except ImportError as failure:  # installed without a compiler
-    compiled = None
-    _MISSING = f"the compiled extension is not there ({failure})"
+    compiled, _missing = None, f"the compiled extension is not there ({failure})"
 else:
-    _MISSING = None
+    _missing = None
 
 __all__ = ["ACTIVATIONS", "explain"]
 
 ACTIVATIONS = tuple(composed.ACTIVATIONS)
 
-_FORCED = os.environ.get("NORMKIT_BACKEND")
-if _FORCED not in (None, "compiled", "composed"):
-    raise unknown("NORMKIT_BACKEND", _FORCED, ("compiled", "composed"))
+_ASKED = os.environ.get("NORMKIT_BACKEND", "compiled")
+if _ASKED not in ("compiled", "composed"):
+    raise unknown("NORMKIT_BACKEND", _ASKED, ("compiled", "composed"))
+_FORCED = "NORMKIT_BACKEND asks for it" if _ASKED == "composed" else None
 
 
 def explain(x: Tensor) -> str:
@@ -42,38 +42,40 @@ def explain(x: Tensor) -> str:
     >>> explain(torch.ones(2, 3, device="meta"))
     'composed: no compiled kernels for meta tensors'
     """
-    reason = _against_compiled(x)
+    if compiled is None:
+        return f"composed: {_missing}"
+    reason = _FORCED or _against(x, compiled)
     if reason is not None:
         return f"composed: {reason}"
     facts = compiled.cpu.describe()
     return f"compiled: CPU kernels for {facts['instruction_set']}, built by {facts['compiler']}"
 
 
-def choose(x: Tensor, *parameters: Tensor | None, residual: Tensor | None = None) -> ModuleType:
-    """The backend that computes norms of x, with parameters of a dtype that it takes."""
-    if _against_compiled(x) is not None or (residual is not None and residual.dtype != x.dtype):
+def _choose(x: Tensor, *parameters: Tensor | None, residual: Tensor | None = None) -> ModuleType:
+    """The backend that computes norms of x with these parameters, whose dtypes the kernels must know."""
+    if compiled is None or _FORCED or _against(x, compiled) is not None:
+        return composed
+    if residual is not None and residual.dtype != x.dtype:
         return composed
     dtypes = {parameter.dtype for parameter in parameters if parameter is not None}
     return compiled if not dtypes or dtypes in ({x.dtype}, {torch.float32}) else composed
 
 
-def _against_compiled(x: Tensor) -> str | None:
+def _against(x: Tensor, compiled: ModuleType) -> str | None:
     """Why the compiled kernels cannot take x; None where they can."""
-    if _FORCED == "composed":
-        return "NORMKIT_BACKEND asks for it"
-    if _MISSING is not None:
-        return _MISSING
     if not x.is_cpu:
         return f"no compiled kernels for {x.device.type} tensors"
     if x.dtype not in compiled.cpu.DTYPES:
         return f"no compiled kernels for {x.dtype}"
-    if _functorch_level() is not None or forward_ad._current_level >= 0:
+    if get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
         return "torch.func transforms and forward-mode differentiation take torch operations"
-    if type(x) not in (Tensor, Parameter) and not compiled.is_watched():
+    if x.layout != torch.strided or x.numel() == 0:
+        return "the tensor is empty or not strided"
+    if compiled.is_watched():
+        return None
+    if type(x) not in (Tensor, Parameter):
         return f"{type(x).__name__} is a tensor of its own kind"
-    if x.layout != torch.strided or x.is_neg() or x.numel() == 0:
-        return "the tensor is empty, or has no plain memory"
-    return None
+    return "the tensor is a negated view" if x.is_neg() else None
 
 
 def channels(
@@ -86,7 +88,7 @@ def channels(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
     """Batch norm of x (N, C, *) by its own statistics: y, and mean (C), biased variance (C), count."""
-    return choose(x, weight, bias, residual=residual).channels(
+    return _choose(x, weight, bias, residual=residual).channels(
         x, weight, bias, eps, activation, residual, mask
     )
 
@@ -103,7 +105,7 @@ def channels_given(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Batch norm of x (N, C, *) by given statistics (C), which are constants."""
-    return choose(x, weight, bias, residual=residual).channels_given(
+    return _choose(x, weight, bias, residual=residual).channels_given(
         x, mean, var, weight, bias, eps, activation, residual, mask
     )
 
@@ -112,7 +114,7 @@ def rows(
     x: Tensor, ndim: int, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool
 ) -> Tensor:
     """Layer norm over the last ndim axes of x; RMS norm where it is not centered."""
-    return choose(x, weight, bias).rows(x, ndim, weight, bias, eps, centered)
+    return _choose(x, weight, bias).rows(x, ndim, weight, bias, eps, centered)
 
 
 def groups(
@@ -124,4 +126,4 @@ def groups(
     activation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Group norm of x (N, C, *): y, and mean and biased variance (N, num_groups)."""
-    return choose(x, weight, bias).groups(x, num_groups, weight, bias, eps, activation)
+    return _choose(x, weight, bias).groups(x, num_groups, weight, bias, eps, activation)

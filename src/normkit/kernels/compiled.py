@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._C import _has_storage, _len_torch_dispatch_stack  # pyright: ignore
 
 from normkit.kernels import composed, cpu
 
@@ -32,7 +33,17 @@ def channels(
     """Batch norm of x (N, C, *) by its own statistics: y, and mean (C), biased variance (C), count."""
     x, weight, bias = _native(x), _dense(weight), _dense(bias)
     y, stats = _normalize(
-        "channels", x, weight, bias, _like(residual, x), _dense(mask), None, None, 0, eps, activation
+        "channels",
+        x,
+        weight,
+        bias,
+        None if residual is None else _like(residual, x),
+        _dense(mask),
+        None,
+        None,
+        0,
+        eps,
+        activation,
     )
     return y, stats[0], stats[1], x.numel() // x.shape[1] if mask is None else mask.sum()
 
@@ -50,7 +61,7 @@ def channels_given(
 ) -> Tensor:
     """Batch norm of x (N, C, *) by given statistics (C), which are constants."""
     x, weight, bias, mean, var = _native(x), _dense(weight), _dense(bias), mean.contiguous(), var.contiguous()
-    residual, mask = _like(residual, x), _dense(mask)
+    residual, mask = None if residual is None else _like(residual, x), _dense(mask)
     return _normalize("given", x, weight, bias, residual, mask, mean, var, 0, eps, activation)[0]
 
 
@@ -88,7 +99,7 @@ def _normalize(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def is_watched() -> bool:
     """Whether a compiler or a dispatch mode must see the call."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportPrivateUsage]
+    return torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0
 
 
 # The primitives, under one signature.
@@ -194,14 +205,14 @@ def _differentiate(ctx: Any, dy: Tensor | None, _: None) -> tuple[Any, ...]:
     kind, *plain = ctx.plain
     if dy is None:
         return (None,) * 11
-    arguments = (kind, *tensors, *plain)
-    if torch.is_grad_enabled() or not torch._C._has_storage(dy):
+    x, arguments = tensors[0], (kind, *tensors, *plain)
+    if torch.is_grad_enabled() or not _has_storage(dy):
         gradients = _composed_gradients(dy, arguments)
     elif is_watched():
-        gradients = torch.ops.normkit.normalize_backward(_like(dy, tensors[0]), stats, *arguments)
+        gradients = torch.ops.normkit.normalize_backward(_like(dy, x), stats, *arguments)
         gradients = [g if t is not None else None for g, t in zip(gradients, tensors[:4], strict=True)]
     else:
-        gradients = _backward(_like(dy, tensors[0]), stats, *arguments)
+        gradients = _backward(_like(dy, x), stats, *arguments)
     return None, *gradients, *(None,) * 6
 
 
@@ -279,9 +290,9 @@ def _native(x: Tensor) -> Tensor:
     return x if cpu.native(x) else x.contiguous()
 
 
-def _like(t: Tensor | None, x: Tensor) -> Tensor | None:
+def _like(t: Tensor, x: Tensor) -> Tensor:
     """The values of t, laid out in memory as x is, which is contiguous or channels last."""
-    if t is None or t.stride() == x.stride():
+    if t.stride() == x.stride():
         return t
     return t.contiguous() if x.is_contiguous() else t.movedim(1, -1).contiguous().movedim(-1, 1)
 
