@@ -200,7 +200,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dy: Tensor | None, _: None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, *outputs: Tensor | None) -> tuple[Any, ...]:
+    dy = outputs[0]
     *tensors, stats = ctx.saved_tensors
     kind, *plain = ctx.plain
     if dy is None:
