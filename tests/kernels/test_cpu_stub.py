@@ -11,7 +11,9 @@ from normkit.kernels.cpu import _native
 
 def test_stub_is_the_extension():
     stub = ast.parse((Path(cpu.__file__).parent / "_native.pyi").read_text())
-    reviewed = {f.name: (signature(f), ast.get_docstring(f)) for f in stub.body if isinstance(f, ast.FunctionDef)}
+    reviewed = {
+        f.name: (signature(f), ast.get_docstring(f)) for f in stub.body if isinstance(f, ast.FunctionDef)
+    }
     compiled = {}
     for name, function in vars(_native).items():
         if not name.startswith("_"):
