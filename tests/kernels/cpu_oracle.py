@@ -1,7 +1,7 @@
 """What the kernels compute, in NumPy: two passes in float64, or in long double for float64 inputs.
 
-Errors are measured in units u of the arithmetic (2^-24, 2^-53 for float64) against the bounds that the package
-promises, with E = |gamma xhat| + |beta| (+ |residual|):
+Errors are measured in units u of the arithmetic (2^-24, 2^-53 for float64) against the promised bounds,
+with E = |gamma xhat| + |beta| (+ |residual|):
 
     forward          4 u E, and u for an added residual
     input gradient   8 u gamma / sigma (|dy| + mean|dy| + |xhat| mean|dy xhat|)
@@ -64,7 +64,7 @@ def normalize(
     keep: np.ndarray | None = None,
     centred: bool = True,
 ) -> Result:
-    """Normalize over `axes`, with parameters shared over `parameter_axes`; all arrays broadcast against `x`."""
+    """Normalize over `axes`, with parameters shared over `parameter_axes`; arrays broadcast against `x`."""
     u, ulp, tiny = UNIT[dtype], ULP[dtype], TINY[dtype]
     keep = np.ones_like(x, dtype=bool) if keep is None else np.broadcast_to(keep, x.shape)
     x = np.where(keep, x, 0)

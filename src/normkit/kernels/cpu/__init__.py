@@ -2,7 +2,7 @@
 
 Tensors are float32, float64, bfloat16 or float16; arithmetic inside is float32 or wider. Every tensor of a
 call has the dtype, the shape and the layout of `x`; outputs have them too. The channel and group families
-take two layouts as they lie in memory; `native(x)` tells whether `x` has one, and whoever calls copies the rest:
+take two layouts as they lie in memory; `native(x)` tells whether `x` has one. Whoever calls copies the rest:
 
 - contiguous, memory (N, C, *spatial);
 - channels last, memory (N, *spatial, C), of any rank.
@@ -270,7 +270,7 @@ def groups_backward(
 def rows_forward(
     x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Layer norm of the rows of M elements of contiguous `x`, weight and bias (M): y, the statistics (3, rows).
+    """Layer norm of the rows of M elements of contiguous `x`, weight and bias (M): y, statistics (3, rows).
 
     Not `centred`: RMS norm, y = weight x / sqrt(mean(x^2) + eps), whose statistics are 0, the mean square, 0.
     """
