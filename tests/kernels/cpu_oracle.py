@@ -1,14 +1,14 @@
 """What the kernels compute, in NumPy: two passes in float64, or in long double for float64 inputs.
 
-Errors are measured in units u of the input's arithmetic (2^-24, 2^-53 for float64) against the bounds that the
-package promises, with E = |gamma xhat| + |beta| (+ |residual|):
+Errors are measured in units u of the arithmetic (2^-24, 2^-53 for float64) against the promised bounds,
+with E = |gamma xhat| + |beta| (+ |residual|):
 
     forward          4 u E, and u for an added residual
     input gradient   8 u gamma / sigma (|dy| + mean|dy| + |xhat| mean|dy xhat|)
     parameters       8 u sum|dy xhat|, 8 u sum|dy|: sums of f32 products over short runs, the runs in f64
 
-and half types may also be one unit in the last place of the rounded oracle away. Results below the normal numbers
-of a type are rounded to multiples of its smallest one, `tiny`.
+and half types may also be one unit in the last place of the rounded oracle away. Results below the normal
+numbers of a type are rounded to multiples of its smallest one, `tiny`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def normalize(
     keep: np.ndarray | None = None,
     centred: bool = True,
 ) -> Result:
-    """Normalization over `axes`, with parameters shared over `parameter_axes`; everything broadcasts against `x`."""
+    """Normalize over `axes`, with parameters shared over `parameter_axes`; arrays broadcast against `x`."""
     u, ulp, tiny = UNIT[dtype], ULP[dtype], TINY[dtype]
     keep = np.ones_like(x, dtype=bool) if keep is None else np.broadcast_to(keep, x.shape)
     x = np.where(keep, x, 0)
@@ -73,7 +73,7 @@ def normalize(
     def mean_of(v: np.ndarray) -> np.ndarray:
         return np.where(keep, v, 0).sum(axes, keepdims=True) / count
 
-    # A first mean, rounded to float64, is taken off exactly; what is left has all its digits for the deviation.
+    # A first mean, rounded to float64, is taken off exactly; what is left has all its digits.
     coarse = mean_of(x).astype(np.float64) if centred else 0.0
     near = x - coarse
     fine = mean_of(near) if centred else 0 * mean_of(x)

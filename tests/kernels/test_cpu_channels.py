@@ -1,4 +1,4 @@
-"""The channel family against the oracle: dtypes, layouts, odd sizes, extremes, masks, residuals, activations."""
+"""The channel family against the oracle: dtypes, layouts, sizes, extremes, masks, residuals, activations."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def check(x: Tensor, channels_last: bool, seed: int = 0) -> None:
     assert dresidual is None
     assert y.stride() == x.stride() == dx.stride()
     u = oracle.UNIT[x.dtype]
-    mean = stats[0].numpy().astype(want.mean.dtype) + stats[2].numpy()
-    assert worst(mean, want.mean.reshape(-1), 4 * u * abs(want.mean).reshape(-1) + oracle.TINY[x.dtype]) <= 1
+    mean, size = stats[0].numpy().astype(want.mean.dtype) + stats[2].numpy(), abs(want.mean)
+    if oracle.ULP[x.dtype]:  # summed in short runs of f32, whose rounding is relative to the deviation too
+        size = size + np.sqrt(want.var)
+    assert worst(mean, want.mean.reshape(-1), 4 * u * size.reshape(-1) + oracle.TINY[x.dtype]) <= 1
     assert worst(stats[1].numpy(), want.var.reshape(-1), 4 * u * want.var.reshape(-1) + 1e-300) <= 1
     assert worst(y, want.y, want.y_bound) <= 1
     assert worst(dx, want.dx, want.dx_bound) <= 1

@@ -1,4 +1,4 @@
-"""Every instruction set that this processor runs passes the same tests; an unknown one is an error of the import."""
+"""Every instruction set that this processor runs passes the same tests; an unknown one is an error."""
 
 from __future__ import annotations
 

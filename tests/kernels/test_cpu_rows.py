@@ -1,4 +1,4 @@
-"""The row family (layer norm, RMS norm) against the oracle: dtypes, odd lengths, short and long rows, extremes."""
+"""The row family (layer norm, RMS norm) against the oracle: dtypes, short and long rows, extremes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same bits on 1, 2 and 4 threads and in every run; torch's OpenMP runtime and thread count are the kernels'."""
+"""The same bits on 1, 2 and 4 threads and in every run; torch's OpenMP runtime is the kernels' as well."""
 
 from __future__ import annotations
 

@@ -1,17 +1,18 @@
-"""The compiled CPU kernels on torch tensors: no autograd, no fallback. Importing this raises ImportError without them.
+"""The compiled CPU kernels on torch tensors: no autograd, no fallback; without them the import fails.
 
-Tensors are float32, float64, bfloat16 or float16; arithmetic inside is float32 or wider. Every tensor of a call has
-the dtype, the shape and the layout of `x`; outputs have them too. The channel and group families take two layouts
-as they lie in memory, `native(x)` tells whether `x` has one, and whoever calls copies anything else:
+Tensors are float32, float64, bfloat16 or float16; arithmetic inside is float32 or wider. Every tensor of a
+call has the dtype, the shape and the layout of `x`; outputs have them too. The channel and group families
+take two layouts as they lie in memory; `native(x)` tells whether `x` has one. Whoever calls copies the rest:
 
 - contiguous, memory (N, C, *spatial);
 - channels last, memory (N, *spatial, C), of any rank.
 
-The row family takes contiguous tensors. Weight and bias, both or either, have one dtype: that of `x`, or float32.
+The row family takes contiguous tensors. Weight and bias, both or either, have one dtype: that of `x`, or
+float32.
 
-Statistics are float64 in three rows: mean, biased variance, and tail, what the mean has beyond the bits of float64.
-Where a `mask` (N, *spatial) of bool is given, positions that are False count in nothing, and their outputs and
-gradients are zero whatever `x` holds there.
+Statistics are float64 in three rows: mean, biased variance, and tail, what the mean has beyond the bits of
+float64. Where a `mask` (N, *spatial) of bool is given, positions that are False count in nothing, and their
+outputs and gradients are zero whatever `x` holds there. Nothing here checks its arguments.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def channels_normalize(
     mask: Tensor | None = None,
     tail: Tensor | None = None,
 ) -> Tensor:
-    """y = activation(weight (x - mean) / sqrt(var + eps) + bias + residual), with given statistics (C).
+    """Return activation(weight (x - mean) / sqrt(var + eps) + bias + residual), with given statistics (C).
 
     `mean` and `var` share a dtype; `tail` is float64.
     """
@@ -120,7 +121,8 @@ def channels_gradient_sums(
     _native.channels_backward(
         N, C, S, DTYPES[x.dtype], last, SUMS, activation, eps, x.data_ptr(), dy.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], True, 0.0, 0, 0, 0, 0, sums.data_ptr(),
+        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype],
+        True, 0.0, 0, 0, 0, 0, sums.data_ptr(),
     )  # fmt: skip
     return sums
 
@@ -140,7 +142,7 @@ def channels_input_gradient(
     mask: Tensor | None = None,
     tail: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """dx, and the gradient of `residual` where there is one, from sums taken over `count` elements per channel.
+    """dx, and the gradient of `residual` where there is one, from sums over `count` elements per channel.
 
     dx = weight / sqrt(var + eps) (dz - sum(dz) / count - xhat sum(dz xhat) / count).
     Without `sums` the statistics are constants: dx = weight / sqrt(var + eps) dz.
@@ -191,8 +193,8 @@ def channels_backward_evaluation(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The same with statistics (C) that do not depend on `x`: dx = weight / sqrt(var + eps) dz."""
     return _channels_backward(
-        x, dy, mean.data_ptr(), var.data_ptr(), 0, DTYPES[mean.dtype], True, weight, bias, eps, activation, residual,
-        mask,
+        x, dy, mean.data_ptr(), var.data_ptr(), 0, DTYPES[mean.dtype], True, weight, bias, eps, activation,
+        residual, mask,
     )  # fmt: skip
 
 
@@ -268,7 +270,7 @@ def groups_backward(
 def rows_forward(
     x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Layer norm of the rows of M elements of contiguous `x`, weight and bias (M): y and the statistics (3, rows).
+    """Layer norm of the rows of M elements of contiguous `x`, weight and bias (M): y, statistics (3, rows).
 
     Not `centred`: RMS norm, y = weight x / sqrt(mean(x^2) + eps), whose statistics are 0, the mean square, 0.
     """
@@ -298,7 +300,8 @@ def rows_backward(
     dbias = None if bias is None else torch.empty_like(bias)
     _native.rows_backward(
         R, x.numel() // R, DTYPES[x.dtype], centred, eps, x.data_ptr(), dy.data_ptr(),
-        _address(weight), _dtype(weight, bias), stats.data_ptr(), dx.data_ptr(), _address(dweight), _address(dbias),
+        _address(weight), _dtype(weight, bias), stats.data_ptr(),
+        dx.data_ptr(), _address(dweight), _address(dbias),
     )  # fmt: skip
     return dx, dweight, dbias
 

@@ -1,4 +1,4 @@
-"""The compiled kernels. Tensors pass as addresses, absent ones as 0; kernels/cpu/__init__.py says what each one is."""
+"""The compiled kernels. Tensors pass as addresses, absent ones as 0; __init__.py says what each one is."""
 
 def channels_backward(
     N: int,

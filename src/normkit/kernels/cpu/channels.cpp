@@ -50,7 +50,7 @@ class Channels {
         run(
             1,
             [&](int64_t c0, int64_t c1) { measured ? set_shifts(c0, c1) : set_given(c0, c1); },
-            MomentsPass<T>{x()}, [&](int64_t c0, int64_t c1) { return too_far(c0, c1); },
+            MomentsPass<T>{x()}, [&](int64_t c0, int64_t c1) { return too_far(c0, c1, double(count)); },
             [&](int64_t c0, int64_t c1) {
                 if (measured) finish_moments(c0, c1, double(count));
             },
@@ -85,7 +85,10 @@ class Channels {
     Totals totals_;  // those of all chunks, then those of each chunk
     double* dz_;     // Σ dz, then Σ dz xhat
     Coefficients by_;
-    mutable int64_t first_n_ = 0, first_s_ = 0;  // the first position that counts
+    // Positions whose mean is the shift of the sums. In f64 the first that counts will do, in f32 sums want more.
+    static constexpr int kMostSamples = is_half<T> ? 16 : 1;
+    mutable int samples_ = 1;
+    mutable int64_t sample_n_[kMostSamples] = {}, sample_s_[kMostSamples] = {};
 
     static const T* tensor(const void* data) { return static_cast<const T*>(data); }
     const T* x() const { return tensor(call_.x); }
@@ -150,19 +153,29 @@ class Channels {
 
     // --- statistics and coefficients ------------------------------------------------------------------------
 
-    // Counts the positions that the mask leaves, and notes the first.
+    // Counts the positions that the mask leaves, and chooses the samples.
     int64_t find_positions() const {
         const int64_t all = call_.N * call_.S;
-        if (!call_.mask) return all;
+        if (!call_.mask) {
+            samples_ = int(std::min<int64_t>(kMostSamples, all));
+            for (int64_t i = 0; i < samples_; ++i) {
+                sample_n_[i] = all * i / samples_ / call_.S;
+                sample_s_[i] = all * i / samples_ % call_.S;
+            }
+            return all;
+        }
         int64_t count = 0;
         for (int64_t i = all - 1; i >= 0; --i)
-            if (call_.mask[i]) ++count, first_n_ = i / call_.S, first_s_ = i % call_.S;
+            if (call_.mask[i]) ++count, sample_n_[0] = i / call_.S, sample_s_[0] = i % call_.S;
         return count;
     }
-    // An element of the sample that the statistic of a channel is taken over.
     double shift(int64_t c) const {
-        const int64_t at = layout_.offset(first_n_, first_s_, c / group_ * group_);
-        return value({const_cast<void*>(call_.x), call_.dtype}, at, 0);
+        double sum = 0;
+        for (int i = 0; i < samples_; ++i) {
+            const int64_t at = layout_.offset(sample_n_[i], sample_s_[i], c / group_ * group_);
+            sum += value({const_cast<void*>(call_.x), call_.dtype}, at, 0);
+        }
+        return is_half<T> ? float(sum / samples_) : sum;
     }
     Writer<T> coefficients() const { return {by_, call_.C, layout_.copies, layout_.spread}; }
 
@@ -191,18 +204,23 @@ class Channels {
         coefficients().complete(c0, c1, kHi, kFields);
     }
     void set_shifts(int64_t c0, int64_t c1) const {
-        for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c), false);
+        for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c), call_.mask != nullptr);
     }
-    // Half types are summed in f32 first. Where squares left its range, the channel is summed again in f64.
-    bool too_far(int64_t c0, int64_t c1) const {
-        if constexpr (!is_half<T>) return false;
+    // Half types are summed in f32 first. Where squares left its range, or the shift is more than a deviation from
+    // the mean, that was not enough, and the channel is summed again in f64.
+    bool too_far(int64_t c0, int64_t c1, double count) const {
+        if (!is_half<T> || call_.mask) return false;
         const Totals sums = total(c0, c1);
         bool found = false;
-        for (int64_t c = c0; c < c1; ++c)
-            if (const double squares = sums.row(1)[c]; !(squares > 0x1p-80 && squares < 0x1p120)) {
-                coefficients().shift(c, shift(c), true);
-                found = true;
-            }
+        for (int64_t first = c0; first < c1; first += group_) {
+            double sum = 0, squares = 0;
+            for (int64_t c = first; c < first + group_; ++c) sum += sums.row(0)[c], squares += sums.row(1)[c];
+            const bool near = sum * sum / (count * double(group_)) < squares / 2;
+            if (near && squares > 0x1p-80 && squares < 0x1p120) continue;
+            found = true;
+            for (int64_t c = first; c < first + group_; ++c)
+                coefficients().shift(c, coefficients().first(kShift, c), true);
+        }
         return found;
     }
     void set_given(int64_t c0, int64_t c1) const {
@@ -219,7 +237,7 @@ class Channels {
                 first = plus<T>(first, sums.get(0, c));
                 second = plus<T>(second, sums.get(1, c));
             }
-            const Moments m = moments_about(shift(g * group_), first, second, count * double(group_));
+            const Moments m = moments_about(coefficients().first(kShift, g * group_), first, second, count * double(group_));
             mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
         }
         if (call_.stages & kOutputs)

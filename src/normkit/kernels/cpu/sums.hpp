@@ -121,7 +121,7 @@ using SumOf = std::conditional_t<std::is_same_v<T, double>, ExactSum, Sum>;
 
 // A few terms in f32, on their way to Sums.
 struct ShortSums {
-    static constexpr int most = 16;
+    static constexpr int most = 8;
     F first{}, second{};
 };
 
