@@ -17,7 +17,8 @@ namespace normkit::NORMKIT_ISA {
 
 namespace {
 
-// The coefficients of a row. For y, 1 / deviation is rstd + rstd_lo; dx = rstd weight dy + b xhat + c.
+// The coefficients of a row. For y, 1 / deviation is rstd + rstd_lo; dx = rstd (weight dy - c - b xhat): centred
+// before it is scaled, so that what cancels cancels at the size of dy, and a row of one value has gradient 0.
 struct Row {
     double hi, lo, rstd, rstd_lo, b, c;
     bool wide;
@@ -303,8 +304,8 @@ class Rows {
         return row_of({call_.stats[r], call_.stats[2 * R_ + r]}, call_.stats[R_ + r]);
     }
     Row with_gradient(Row row, const RowTotals& of) const {
-        row.b = -row.rstd * (of.second.hi / double(M_));
-        row.c = call_.centred ? -row.rstd * (of.first.hi / double(M_)) : 0;
+        row.b = of.second.hi / double(M_);
+        row.c = call_.centred ? of.first.hi / double(M_) : 0;
         row.wide = row.wide || !(fits_f32(row.b) && fits_f32(row.c));
         return row;
     }
@@ -317,7 +318,7 @@ class Rows {
         for (int i = 0; i < n; ++i) {
             const OneRow row{rows[i]};
             by[i][0] = row.get<A>(kRowHi), by[i][1] = row.get<A>(kRowLo), by[i][2] = splat<A>(rows[i].rstd);
-            by[i][3] = splat<A>(rows[i].b), by[i][4] = splat<A>(rows[i].c);
+            by[i][3] = splat<A>(-rows[i].b), by[i][4] = splat<A>(rows[i].c);
         }
         int64_t j = j0;
         for (; j + L <= j1; j += L) walk_column<A>(dx, r, by, n, j, of, All{});
@@ -332,7 +333,7 @@ class Rows {
             const int64_t at = (r + i) * M_ + j;
             const A v = load<A>(dy() + at, lanes);
             const A xhat = ((load<A>(x() + at, lanes) - by[i][0]) - by[i][1]) * by[i][2];
-            dx.put(at, fma(by[i][2], v * weight, fma(by[i][3], xhat, by[i][4])), lanes);
+            dx.put(at, by[i][2] * fma(by[i][3], xhat, v * weight - by[i][4]), lanes);
             dweight = fma(v, xhat, dweight);
             dbias = dbias + v;
         }
