@@ -58,7 +58,7 @@ def test_backend_can_be_forced() -> None:
 
 
 def test_unknown_backend_is_named() -> None:
-    told = explained("", NORMKIT_BACKEND="composd")
+    told = explained("nk.LayerNorm(3)(torch.ones(2, 3))", NORMKIT_BACKEND="composd")
     assert "unknown NORMKIT_BACKEND 'composd': choose from compiled, composed; did you mean" in told.stderr
 
 

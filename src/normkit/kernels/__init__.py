@@ -30,10 +30,8 @@ __all__ = ["ACTIVATIONS", "explain"]
 
 ACTIVATIONS = tuple(composed.ACTIVATIONS)
 
+_BACKENDS = ("compiled", "composed")
 _ASKED = os.environ.get("NORMKIT_BACKEND", "compiled")
-if _ASKED not in ("compiled", "composed"):
-    raise unknown("NORMKIT_BACKEND", _ASKED, ("compiled", "composed"))
-_FORCED = "NORMKIT_BACKEND asks for it" if _ASKED == "composed" else None
 
 
 def explain(x: Tensor) -> str:
@@ -44,7 +42,7 @@ def explain(x: Tensor) -> str:
     """
     if compiled is None:
         return f"composed: {_missing}"
-    reason = _FORCED or _against(x, compiled)
+    reason = _against(x, compiled)
     if reason is not None:
         return f"composed: {reason}"
     facts = compiled.cpu.describe()
@@ -53,7 +51,7 @@ def explain(x: Tensor) -> str:
 
 def _choose(x: Tensor, *parameters: Tensor | None, residual: Tensor | None = None) -> ModuleType:
     """The backend that computes norms of x with these parameters, whose dtypes the kernels must know."""
-    if compiled is None or _FORCED or _against(x, compiled) is not None:
+    if compiled is None or _against(x, compiled) is not None:
         return composed
     if residual is not None and residual.dtype != x.dtype:
         return composed
@@ -62,7 +60,11 @@ def _choose(x: Tensor, *parameters: Tensor | None, residual: Tensor | None = Non
 
 
 def _against(x: Tensor, compiled: ModuleType) -> str | None:
-    """Why the compiled kernels cannot take x; None where they can."""
+    """Why the compiled kernels do not take x; None where they do."""
+    if _ASKED != "compiled":
+        if _ASKED not in _BACKENDS:
+            raise unknown("NORMKIT_BACKEND", _ASKED, _BACKENDS)
+        return "NORMKIT_BACKEND asks for it"
     if not x.is_cpu:
         return f"no compiled kernels for {x.device.type} tensors"
     if x.dtype not in compiled.cpu.DTYPES:
