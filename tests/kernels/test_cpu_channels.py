@@ -250,8 +250,9 @@ def test_nan_and_infinity_stay_in_their_channel(channels_last):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_more_than_two_to_the_31_elements(channels_last):
     C, rest = 3, 2**31 // 3 // 4096 + 1
-    x = torch.zeros(1, rest * 4096, C, dtype=torch.bfloat16).movedim(-1, 1)
-    x = x if channels_last else x.contiguous()
+    shape = (1, rest * 4096, C) if channels_last else (1, C, rest * 4096)
+    x = torch.zeros(shape, dtype=torch.bfloat16)
+    x = x.movedim(-1, 1) if channels_last else x
     assert x.numel() > 2**31
     x[0, :, -4096:] = torch.tensor([1.0, 2.0, 4.0])[:, None].to(torch.bfloat16)
     y, stats, count = cpu.channels_forward(x, None, None, 0.0)
