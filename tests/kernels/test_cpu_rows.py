@@ -54,6 +54,13 @@ def test_extremes(dtype, mean, deviation, centred):
     check((torch.randn(37, 517, dtype=torch.float64) * deviation + mean).to(dtype), centred, dtype)
 
 
+@pytest.mark.parametrize("size", [(2201, 1003), (2100, 1024)])
+def test_outputs_beyond_the_cache(size):
+    """Streaming stores want aligned vectors; rows of odd length start anywhere."""
+    torch.manual_seed(2)
+    check(torch.randn(size) + 1, True, torch.float32)
+
+
 def test_one_wide_row_among_others():
     """A row that f32 arithmetic cannot hold changes nothing for its neighbours."""
     x = torch.randn(16, 100)

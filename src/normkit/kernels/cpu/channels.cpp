@@ -105,9 +105,11 @@ class Channels {
     void run(int64_t arrays, const Prepare& prepare, const SumsPass& sums_pass, const Again& again,
              const Finish& finish, const OutputPass& output_pass) const {
         const int64_t C = call_.C, chunks = layout_.chunks;
+        constexpr bool moments = std::is_same_v<SumsPass, MomentsPass<T>>;  // gradients are summed per channel
+        const int64_t together = moments ? group_ : 1;
         const bool summed = call_.stages & kSums, written = call_.stages & kOutputs;
         const auto first = [&](int64_t chunk, int64_t c0, int64_t c1) {
-            layout_.sums(sums_pass, by_, chunk, c0, c1, partial(chunk).from(c0));
+            layout_.sums(sums_pass, by_, chunk, c0, c1, together, partial(chunk).from(c0));
         };
         const auto second = [&](int64_t chunk, int64_t c0, int64_t c1) {
             layout_.map(output_pass, by_, chunk, c0, c1);

@@ -86,7 +86,11 @@ class Writer {
     int64_t C_, copies_, spread_;
 
     template <class E, class V>
-    void fill(E* row, int64_t c, V v) const {
+    NORMKIT_INLINE void fill(E* row, int64_t c, V v) const {
+        if (copies_ * spread_ == 1) {
+            row[c] = E(v);
+            return;
+        }
         for (int64_t copy = 0; copy < copies_; ++copy) std::fill_n(row + (copy * C_ + c) * spread_, spread_, E(v));
     }
     void put(int field, int64_t c, double v, float rounded) const {

@@ -2,8 +2,9 @@
 //
 // Both cut the positions of a channel into chunks. The grid of chunks depends on the shape alone: each chunk is
 // summed on its own and the sums are added in the order of the chunks, whoever computed them. Both offer
-//   sums(pass, coefficients, chunk, c0, c1, totals)    sums of a chunk for the channels [c0, c1)
-//   map(pass, coefficients, chunk, c0, c1)             outputs of a chunk for the channels [c0, c1)
+//   sums(pass, coefficients, chunk, c0, c1, group, totals)    sums of a chunk for the channels [c0, c1), of which
+//                                                             `group` may be taken together
+//   map(pass, coefficients, chunk, c0, c1)                    outputs of a chunk for the channels [c0, c1)
 // and has columns() coefficients: those of channel c at the columns c * spread + [0, spread), and the whole again
 // `copies` times.
 
@@ -46,8 +47,20 @@ class Planes {
         return std::clamp<int64_t>(bytes / each, 1, std::min(C, kMostChannels));
     }
 
+    // The channels of one sample that share a statistic are one run; their sums stand in the first of them.
     template <class Pass>
-    void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, Totals out) const {
+    void group_sums(const Pass& pass, const Coefficients& by, int64_t c0, int64_t c1, int64_t group, Totals out) const {
+        for (int64_t c = c0; c < c1; c += group) {
+            const Sums<T> sums = walk_channel(pass, by, c, c * S, group * S, nullptr);
+            out.set(0, c - c0, sums.first.total());
+            out.set(1, c - c0, sums.second.total());
+            for (int64_t i = c + 1; i < c + group; ++i) out.set(0, i - c0, {0, 0}), out.set(1, i - c0, {0, 0});
+        }
+    }
+    template <class Pass>
+    void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, int64_t group,
+              Totals out) const {
+        if (group > 1 && N == 1 && chunks == 1 && !mask_) return group_sums(pass, by, c0, c1, group, out);
         for (int64_t first = c0; first < c1; first += kMostChannels) {
             const int64_t last = std::min(c1, first + kMostChannels);
             Sums<T> of[kMostChannels] = {};
@@ -129,7 +142,8 @@ class Columns {
     int64_t group(int64_t, int64_t) const { return C; }
 
     template <class Pass>
-    void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, Totals out) const {
+    void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, int64_t,
+              Totals out) const {
         const int64_t j0 = c0 * spread, j1 = c1 == C ? columns_ : c1 * spread, stride = ceil_div(j1 - j0, L) * L;
         const int64_t bytes = (stride * 4 + L) * int64_t(sizeof(double));  // collected() reads whole vectors
         const Scratch memory(bytes);

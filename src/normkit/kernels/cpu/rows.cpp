@@ -2,8 +2,8 @@
 // Compiled once per instruction set.
 //
 // Forward, a row is summed and written while it is in the cache. Backward, a tile of rows is: each row is summed
-// for its coefficients, then the tile is walked column by column, for dx and for the sums of dweight and dbias
-// over the tile. Those are added up in f64 for each chunk of rows, and the chunks in their order. Where rows are
+// for its coefficients, dx is written row by row, then the tile is walked column by column for its share of
+// dweight and dbias. Those are added up in f64 for each chunk of rows, and the chunks in their order. Where rows are
 // few and long, the threads share each row instead: the same pieces, the same order, the same result.
 
 #include "coefficients.hpp"
@@ -17,13 +17,12 @@ namespace normkit::NORMKIT_ISA {
 
 namespace {
 
-// The coefficients of a row. For y, 1 / deviation is rstd + rstd_lo; dx = rstd (weight dy - c - b xhat): centred
-// before it is scaled, so that what cancels cancels at the size of dy, and a row of one value has gradient 0.
+// The coefficients of a row. For y, 1 / deviation is rstd + rstd_lo.
 struct Row {
     double hi, lo, rstd, rstd_lo, b, c;
     bool wide;
 };
-enum RowField { kRowShift = kShift, kRowHi, kRowLo, kRowRstd, kRowRstdLo };
+enum RowField { kRowShift = kShift, kRowHi, kRowLo, kRowRstd, kRowRstdLo, kRowB, kRowC };
 
 // The fields of a row in the precision of A; mean and rstd as two numbers of it.
 struct OneRow {
@@ -36,6 +35,8 @@ struct OneRow {
             case kRowHi: return splat<A>(row.hi);
             case kRowLo: return splat<A>((row.hi - E(row.hi)) + row.lo);
             case kRowRstd: return splat<A>(row.rstd);
+            case kRowB: return splat<A>(row.b);
+            case kRowC: return splat<A>(row.c);
             default: return splat<A>((row.rstd - E(row.rstd)) + row.rstd_lo);
         }
     }
@@ -106,6 +107,42 @@ struct RowSumsPass {
     }
 };
 
+// dx = rstd (weight dy + c + b xhat), with b = -mean(weight dy xhat) and c = -mean(weight dy): centred before it is
+// scaled, so that what cancels does so at the size of dy, and the gradient of a row of one value is 0.
+template <class T>
+struct RowGradientPass {
+    static constexpr bool f64_alone = std::is_same_v<T, double>;
+    using Result = NoSums;
+    template <class A>
+    using Addend = NoSums;
+    using E = typename RowOutputPass<T>::E;
+    const T *x, *dy;
+    const E* weight;
+    int64_t row;
+    Output<T> dx;
+
+    template <class A>
+    struct Coefficient {
+        A hi, lo, rstd, b, c;
+        template <class From>
+        NORMKIT_INLINE explicit Coefficient(const From& from)
+            : hi(from.template get<A>(kRowHi)),
+              lo(from.template get<A>(kRowLo)),
+              rstd(from.template get<A>(kRowRstd)),
+              b(from.template get<A>(kRowB)),
+              c(from.template get<A>(kRowC)) {}
+    };
+    int64_t lead(int64_t at) const { return dx.lead(at); }
+
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
+        A dz = load<A>(dy + at, lanes);
+        if (weight) dz = dz * load<A>(weight + (at - row), lanes);
+        const A xhat = ((load<A>(x + at, lanes) - by.hi) - by.lo) * by.rstd;
+        dx.put(at, by.rstd * fma(by.b, xhat, dz + by.c), lanes);
+    }
+};
+
 // Two totals over a row: of its moments, or of its gradient.
 struct RowTotals {
     Pair first{0, 0}, second{0, 0};
@@ -170,11 +207,16 @@ class Rows {
         double* partial = parameters ? memory.as<double>() : nullptr;
 
         const auto write = [&](int64_t chunk, int64_t r, const Row* rows, int64_t n, int64_t j0, int64_t j1) {
-            double* of = partial ? partial + 2 * chunk * M_ : nullptr;
+            for (int64_t i = 0; i < n; ++i)
+                walk_row(RowGradientPass<T>{x(), dy(), weight_, (r + i) * M_, dx}, rows[i], (r + i) * M_ + j0,
+                         j1 - j0);
+            if (dx.streamed) stream_fence();
+            if (!partial) return;
+            double* of = partial + 2 * chunk * M_;
             const bool wide = std::any_of(rows, rows + n, [](const Row& row) { return row.wide; });
             if constexpr (!std::is_same_v<T, double>)
-                if (!wide) return walk_tile<F>(dx, r, rows, int(n), j0, j1, of);
-            walk_tile<D>(dx, r, rows, int(n), j0, j1, of);
+                if (!wide) return walk_tile<F>(r, rows, int(n), j0, j1, of);
+            walk_tile<D>(r, rows, int(n), j0, j1, of);
         };
         const auto each_tile = [&](int64_t chunk, const auto& body) {
             const int64_t last = std::min(R_, (chunk + 1) * chunk_rows);
@@ -304,40 +346,35 @@ class Rows {
         return row_of({call_.stats[r], call_.stats[2 * R_ + r]}, call_.stats[R_ + r]);
     }
     Row with_gradient(Row row, const RowTotals& of) const {
-        row.b = of.second.hi / double(M_);
-        row.c = call_.centred ? of.first.hi / double(M_) : 0;
+        row.b = -of.second.hi / double(M_);
+        row.c = call_.centred ? -of.first.hi / double(M_) : 0;
         row.wide = row.wide || !(fits_f32(row.b) && fits_f32(row.c));
         return row;
     }
 
     // --- a tile, column by column ---------------------------------------------------------------------------
 
+    // Σ dy xhat and Σ dy over the rows of a tile, added to those of its chunk.
     template <class A>
-    void walk_tile(const Output<T> dx, int64_t r, const Row* rows, int n, int64_t j0, int64_t j1, double* of) const {
-        A by[kTile][5];
+    void walk_tile(int64_t r, const Row* rows, int n, int64_t j0, int64_t j1, double* of) const {
+        A by[kTile][3];
         for (int i = 0; i < n; ++i) {
             const OneRow row{rows[i]};
-            by[i][0] = row.get<A>(kRowHi), by[i][1] = row.get<A>(kRowLo), by[i][2] = splat<A>(rows[i].rstd);
-            by[i][3] = splat<A>(-rows[i].b), by[i][4] = splat<A>(rows[i].c);
+            by[i][0] = row.get<A>(kRowHi), by[i][1] = row.get<A>(kRowLo), by[i][2] = row.get<A>(kRowRstd);
         }
         int64_t j = j0;
-        for (; j + L <= j1; j += L) walk_column<A>(dx, r, by, n, j, of, All{});
-        if (j < j1) walk_column<A>(dx, r, by, n, j, of, First{int(j1 - j)});
+        for (; j + L <= j1; j += L) walk_column<A>(r, by, n, j, of, All{});
+        if (j < j1) walk_column<A>(r, by, n, j, of, First{int(j1 - j)});
     }
     template <class A, class Lanes>
-    NORMKIT_INLINE void walk_column(const Output<T>& dx, int64_t r, const A (*by)[5], int n, int64_t j, double* of,
-                                    Lanes lanes) const {
-        const A weight = weight_ ? load<A>(weight_ + j, lanes) : splat<A>(1);
+    NORMKIT_INLINE void walk_column(int64_t r, const A (*by)[3], int n, int64_t j, double* of, Lanes lanes) const {
         A dweight{}, dbias{};
         for (int i = 0; i < n; ++i) {
             const int64_t at = (r + i) * M_ + j;
             const A v = load<A>(dy() + at, lanes);
-            const A xhat = ((load<A>(x() + at, lanes) - by[i][0]) - by[i][1]) * by[i][2];
-            dx.put(at, by[i][2] * fma(by[i][3], xhat, v * weight - by[i][4]), lanes);
-            dweight = fma(v, xhat, dweight);
+            dweight = fma(v, ((load<A>(x() + at, lanes) - by[i][0]) - by[i][1]) * by[i][2], dweight);
             dbias = dbias + v;
         }
-        if (!of) return;
         store(of + j, load<D>(of + j, lanes) + in_f64(dweight), lanes);
         store(of + M_ + j, load<D>(of + M_ + j, lanes) + in_f64(dbias), lanes);
     }

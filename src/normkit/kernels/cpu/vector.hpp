@@ -127,7 +127,7 @@ NORMKIT_INLINE D splat<D>(double v) {
 NORMKIT_INLINE F select(I yes, F a, F b) { return yes ? a : b; }
 NORMKIT_INLINE D select(J yes, D a, D b) { return {yes.low ? a.low : b.low, yes.high ? a.high : b.high}; }
 
-// a * b + c, rounded once where the instruction set can.
+// a * b + c, rounded once; in f64 only where the instruction set can.
 NORMKIT_INLINE F fma(F a, F b, F c) {
 #if defined(__AVX512F__)
     return _mm512_fmadd_ps(a, b, c);
@@ -136,7 +136,7 @@ NORMKIT_INLINE F fma(F a, F b, F c) {
 #elif defined(__aarch64__)
     return vfmaq_f32(c, a, b);
 #else
-    return a * b + c;
+    return narrow(widen(a) * widen(b) + widen(c));  // the product is exact in f64
 #endif
 }
 NORMKIT_INLINE HalfD fma(HalfD a, HalfD b, HalfD c) {
