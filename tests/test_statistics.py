@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normkit import Moments
+from normkit import BatchNorm1d, Moments
 from normkit.statistics import CumulativeAverage, Exact, ExponentialAverage, RandomBatch, update_running_
 
 U = 2.0**-53
@@ -139,7 +139,7 @@ def test_no_batch_gives_no_estimate(estimator: object) -> None:
 def test_update_running_refuses_before_it_changes() -> None:
     mean, var = torch.zeros(2), torch.ones(2)
     with pytest.raises(ValueError, match="needs num_batches_tracked"):
-        update_running_(mean, var, torch.ones(2), torch.ones(2), 8, None)
+        update_running_(mean, var, torch.ones(2, 2).double(), 8, None)
     assert torch.equal(mean, torch.zeros(2))
     assert torch.equal(var, torch.ones(2))
 
@@ -147,5 +147,14 @@ def test_update_running_refuses_before_it_changes() -> None:
 def test_low_precision_buffers_round_once() -> None:
     """bfloat16 buffers are moved in float64 and rounded at the end."""
     mean = torch.full((1,), 100.0, dtype=torch.bfloat16)
-    update_running_(mean, mean.clone(), torch.tensor([101.0]).double(), torch.ones(1).double(), 8, 0.5)
+    update_running_(mean, mean.clone(), torch.tensor([[101.0], [1.0]]).double(), 8, 0.5)
     assert mean.item() == torch.tensor(100.5).bfloat16().item()
+
+
+def test_autograd_sees_that_buffers_were_moved() -> None:
+    """A graph that kept running statistics must not use them after they have moved, whichever kernel moved them."""
+    layer = BatchNorm1d(3).eval()
+    y = layer(torch.randn(8, 3, requires_grad=True))
+    layer.train()(torch.randn(8, 3))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

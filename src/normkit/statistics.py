@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from normkit import kernels
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -111,7 +113,7 @@ class ExponentialAverage:
         """Take in the moments of one batch."""
         if self._running is None:
             self._running = torch.zeros_like(batch.mean), torch.ones_like(batch.m2)
-        update_running_(*self._running, batch.mean, batch.var(unbiased=False), batch.count, self.momentum)
+        update_running_(*self._running, _rows(batch), batch.count, self.momentum)
 
     def estimate(self) -> tuple[Tensor, Tensor]:
         """Mean and variance for inference."""
@@ -130,8 +132,7 @@ class CumulativeAverage:
         if self._running is None:
             self._running = torch.zeros_like(batch.mean), torch.ones_like(batch.m2)
             self._batches = torch.zeros_like(batch.count, dtype=torch.long)
-        var = batch.var(unbiased=False)
-        update_running_(*self._running, batch.mean, var, batch.count, None, self._batches)
+        update_running_(*self._running, _rows(batch), batch.count, None, self._batches)
 
     def estimate(self) -> tuple[Tensor, Tensor]:
         """Mean and variance for inference."""
@@ -174,17 +175,15 @@ class RandomBatch:
         return moments.mean, moments.var(unbiased=True)
 
 
-@torch.no_grad()
 def update_running_(
     running_mean: Tensor,
     running_var: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    stats: Tensor,
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None = None,
 ) -> None:
-    r"""Move running statistics towards those of a batch, in place: the only code that does.
+    r"""Move running statistics towards those of a batch, in place: the only way to do it.
 
     .. math:: r \leftarrow r + m (b - r), \quad b = \mu, \; \sigma^2 \frac{n}{n - 1}
 
@@ -194,34 +193,20 @@ def update_running_(
     Args:
         running_mean: (C), any floating dtype; changed in place, as are the next and the last.
         running_var: (C), holds the unbiased variance.
-        mean: (C), of the batch.
-        var: (C), of the batch, biased.
+        stats: of the batch, its first rows mean and biased variance (C), in float64 where there is float64.
         count: values per channel; a tensor where a mask decided it.
         momentum: weight of the batch, None for the cumulative average.
         num_batches_tracked: () int64, needed where momentum is None.
     """
     if not isinstance(count, Tensor) and count < 2:
         return
-    if num_batches_tracked is not None:
-        num_batches_tracked += count > 1
-    if momentum is None:
-        if num_batches_tracked is None:
-            raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
-        factor = 1 / num_batches_tracked.clamp(min=1).to(mean.dtype)
-    else:
-        factor = torch.full((), momentum, dtype=mean.dtype, device=mean.device)
-    if isinstance(count, Tensor):
-        factor = factor.where(count > 1, 0)
-        unbiased = var * (count / (count - 1).clamp(min=1))
-    else:
-        unbiased = var * (count / (count - 1))
-    _move_(running_mean, mean, factor)
-    _move_(running_var, unbiased, factor)
+    if momentum is None and num_batches_tracked is None:
+        raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
+    kernels.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
 
 
-def _move_(running: Tensor, batch: Tensor, factor: Tensor) -> None:
-    wide = running.to(batch.dtype)
-    running.copy_(wide + factor * (batch - wide))
+def _rows(batch: Moments) -> Tensor:
+    return torch.stack((batch.mean, batch.var(unbiased=False)))
 
 
 _T = TypeVar("_T")

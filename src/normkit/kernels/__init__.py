@@ -22,6 +22,8 @@ from normkit.kernels import composed
 try:
     from normkit.kernels import compiled
 except ImportError as failure:  # installed without a compiler
+    if "NORMKIT_ISA" in str(failure):
+        raise
     compiled, _missing = None, f"the compiled extension is not there ({failure})"
 else:
     _missing = None
@@ -88,8 +90,8 @@ def channels(
     activation: str | None = None,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
-    """Batch norm of x (N, C, *) by its own statistics: y, and mean (C), biased variance (C), count."""
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance as rows of C; count."""
     return _choose(x, weight, bias, residual=residual).channels(
         x, weight, bias, eps, activation, residual, mask
     )
@@ -126,6 +128,19 @@ def groups(
     bias: Tensor | None,
     eps: float,
     activation: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Group norm of x (N, C, *): y, and mean and biased variance (N, num_groups)."""
+) -> tuple[Tensor, Tensor]:
+    """Group norm of x (N, C, *): y; mean and biased variance as rows of (N, num_groups)."""
     return _choose(x, weight, bias).groups(x, num_groups, weight, bias, eps, activation)
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    stats: Tensor,
+    count: int | Tensor,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+) -> None:
+    """Move running statistics (C) in place towards the rows of stats: mean and biased variance of a batch."""
+    backend = composed if running_var.dtype != running_mean.dtype else _choose(running_mean)
+    backend.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)

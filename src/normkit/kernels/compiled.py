@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch._C import _has_storage, _len_torch_dispatch_stack  # pyright: ignore
+from torch.autograd.graph import increment_version
 
 from normkit.kernels import composed, cpu
 
@@ -29,8 +30,8 @@ def channels(
     activation: str | None,
     residual: Tensor | None,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
-    """Batch norm of x (N, C, *) by its own statistics: y, and mean (C), biased variance (C), count."""
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance in rows (3, C); count."""
     x, weight, bias = _native(x), _dense(weight), _dense(bias)
     y, stats = _normalize(
         "channels",
@@ -45,7 +46,7 @@ def channels(
         eps,
         activation,
     )
-    return y, stats[0], stats[1], x.numel() // x.shape[1] if mask is None else mask.sum()
+    return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
 
 
 def channels_given(
@@ -81,11 +82,27 @@ def groups(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Group norm of x (N, C, *): y, and mean and biased variance (N, num_groups)."""
+) -> tuple[Tensor, Tensor]:
+    """Group norm of x (N, C, *): y; mean and biased variance in rows (3, N, num_groups)."""
     x, weight, bias = _native(x), _dense(weight), _dense(bias)
-    y, stats = _normalize("groups", x, weight, bias, None, None, None, None, num_groups, eps, activation)
-    return y, stats[0], stats[1]
+    return _normalize("groups", x, weight, bias, None, None, None, None, num_groups, eps, activation)
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    stats: Tensor,
+    count: int | Tensor,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+) -> None:
+    """Move running statistics (C) towards stats (3, C), in float64 and rounded once."""
+    buffers = (running_mean, running_var, num_batches_tracked)
+    if is_watched() or isinstance(count, Tensor) or not all(b is None or b.is_contiguous() for b in buffers):
+        return composed.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
+    cpu.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
+    increment_version([b for b in buffers if b is not None])  # autograd must see what happened in place
+    return None
 
 
 def _normalize(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -34,15 +34,15 @@ def channels(
     activation: str | None,
     residual: Tensor | None,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
-    """Batch norm of x (N, C, *) by its own statistics: y, and mean (C), biased variance (C), count."""
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance in rows (2, C); count."""
     dims = [0, *range(2, x.dim())]
     mask = None if mask is None else mask.unsqueeze(1)
     centered, mean, count = center(_wide(x), dims, mask)
     xhat, var = unit(centered, dims, eps, count)
     shape = _per_channel(x)
     y = affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask)
-    return y.to(x.dtype), mean.flatten(), var.flatten(), count
+    return y.to(x.dtype), torch.stack((mean.flatten(), var.flatten())), count
 
 
 def channels_given(
@@ -90,8 +90,8 @@ def groups(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Group norm of x (N, C, *): y, and mean and biased variance (N, num_groups)."""
+) -> tuple[Tensor, Tensor]:
+    """Group norm of x (N, C, *): y; mean and biased variance (2, N, num_groups)."""
     # Splitting an axis is a view in every layout, so channels_last stays as it is.
     wide = _wide(x).unflatten(1, (num_groups, x.shape[1] // num_groups))
     dims = list(range(2, wide.dim()))
@@ -99,7 +99,35 @@ def groups(
     xhat, var = unit(centered, dims, eps, count)
     shape = _per_channel(x)
     y = affine(xhat.flatten(1, 2), _view(weight, shape), _view(bias, shape), activation, None, None)
-    return y.to(x.dtype), mean.flatten(1), var.flatten(1)
+    return y.to(x.dtype), torch.stack((mean.flatten(1), var.flatten(1)))
+
+
+@torch.no_grad()
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    stats: Tensor,
+    count: int | Tensor,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+) -> None:
+    """Move running statistics (C) towards stats (2, C), in their own precision and rounded once."""
+    mean, var = stats[0], stats[1]
+    if num_batches_tracked is not None:
+        num_batches_tracked += count > 1
+    if momentum is None:
+        assert num_batches_tracked is not None
+        factor = 1 / num_batches_tracked.clamp(min=1).to(stats.dtype)
+    else:
+        factor = torch.full((), momentum, dtype=stats.dtype, device=stats.device)
+    if isinstance(count, Tensor):
+        factor = factor.where(count > 1, 0)
+        unbiased = var * (count / (count - 1).clamp(min=1))
+    else:
+        unbiased = var * (count / (count - 1))
+    for running, batch in ((running_mean, mean), (running_var, unbiased)):
+        old = running.to(batch.dtype)
+        running.copy_(old + factor * (batch - old))
 
 
 def center(x: Tensor, dims: list[int], mask: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:

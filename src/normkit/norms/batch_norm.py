@@ -77,9 +77,9 @@ def batch_norm(
         )
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
-    y, mean, var, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
+    y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
     if running_mean is not None and running_var is not None:
-        update_running_(running_mean, running_var, mean, var, count, momentum, num_batches_tracked)
+        update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
 
 

@@ -21,14 +21,18 @@ def check_dtype(name: str, x: Tensor) -> None:
 
 def check_channels(x: Tensor, **parameters: Tensor | None) -> None:
     """Parameters and buffers have one element per channel, and fit the input in device and dtype."""
+    shape, dtype, device = x.shape[1:2], x.dtype, x.device
     for name, parameter in parameters.items():
-        if parameter is not None:
-            if list(parameter.shape) != [x.shape[1]]:
-                raise RuntimeError(
-                    f"{name} should contain {x.shape[1]} elements, one per channel of an input of shape "
-                    f"{list(x.shape)}, but has shape {list(parameter.shape)}"
-                )
-            check_device(name, parameter, x)
+        if parameter is None:
+            continue
+        if parameter.shape != shape:
+            raise RuntimeError(
+                f"{name} should contain {x.shape[1]} elements, one per channel of an input of shape "
+                f"{list(x.shape)}, but has shape {list(parameter.shape)}"
+            )
+        if parameter.device != device:
+            raise RuntimeError(_devices(name, parameter, x))
+        if parameter.dtype != dtype:
             check_mixed(name, parameter, x)
 
 
@@ -53,16 +57,8 @@ def check_last_axes(
                     f"Expected {parameter_name} to be of same shape as normalized_shape {shape}, "
                     f"but got {list(parameter.shape)}"
                 )
-            check_device(parameter_name, parameter, x)
-
-
-def check_device(name: str, parameter: Tensor, x: Tensor) -> None:
-    """A parameter or buffer lies where the input lies."""
-    if parameter.device != x.device:
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
-            f"{parameter.device}: move one with .to(device)"
-        )
+            if parameter.device != x.device:
+                raise RuntimeError(_devices(parameter_name, parameter, x))
 
 
 def check_mixed(name: str, parameter: Tensor | None, x: Tensor) -> None:
@@ -139,3 +135,10 @@ def expand_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 def repr_activation(activation: str | None) -> str:
     """What an activation adds to a layer's repr."""
     return f", activation={activation!r}" if activation else ""
+
+
+def _devices(name: str, parameter: Tensor, x: Tensor) -> str:
+    return (
+        f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
+        f"{parameter.device}: move one with .to(device)"
+    )

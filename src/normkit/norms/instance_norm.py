@@ -63,9 +63,9 @@ def instance_norm(
         assert running_mean is not None
         assert running_var is not None
         return kernels.channels_given(input, running_mean, running_var, weight, bias, eps, activation)
-    y, mean, var = kernels.groups(input, input.shape[1], weight, bias, eps, activation)
+    y, stats = kernels.groups(input, input.shape[1], weight, bias, eps, activation)
     if running_mean is not None and running_var is not None and input.shape[0] > 0:
-        update_running_(running_mean, running_var, mean.mean(0), var.mean(0), values, momentum)
+        update_running_(running_mean, running_var, stats.mean(1), values, momentum)
     return y
 
 

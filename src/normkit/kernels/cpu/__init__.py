@@ -306,6 +306,24 @@ def rows_backward(
     return dx, dweight, dbias
 
 
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    stats: Tensor,
+    count: int,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+) -> None:
+    """Move running statistics (C) of one dtype towards `stats`, taken over two or more elements per channel.
+
+    Counts the batch first. Without a momentum the factor is 1 / num_batches_tracked.
+    """
+    _native.update_running(
+        running_mean.shape[0], count, momentum or 0.0, momentum is None, stats.data_ptr(), running_mean.data_ptr(),
+        running_var.data_ptr(), DTYPES[running_mean.dtype], _address(num_batches_tracked),
+    )  # fmt: skip
+
+
 def _sizes(x: Tensor) -> tuple[int, int, int, bool]:
     """N, C, S, and whether channels lie side by side."""
     shape = x.shape

@@ -118,3 +118,15 @@ def rows_forward(
 ) -> None: ...
 def threads() -> int:
     """The number of threads that a large call runs on."""
+
+def update_running(
+    C: int,
+    count: int,
+    momentum: float,
+    cumulative: bool,
+    stats: int,
+    mean: int,
+    var: int,
+    dtype: int,
+    batches: int,
+) -> None: ...

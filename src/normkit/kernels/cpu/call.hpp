@@ -73,6 +73,16 @@ struct RowsCall {
     Parameter dweight, dbias;  // (M)
 };
 
+// Running statistics of C channels, moved towards those of a batch of `count` elements per channel.
+struct RunningCall {
+    int64_t C, count;
+    double momentum;
+    bool cumulative;      // the factor is 1 / batches instead of the momentum
+    int64_t* batches;     // counted first, if not null
+    const double* stats;  // (2, C): mean, biased variance
+    Parameter mean, var;  // (C), the variance unbiased
+};
+
 // The kernels of one instruction set.
 struct Kernels {
     const char* name;
@@ -82,6 +92,7 @@ struct Kernels {
     void (*groups_backward)(const Call&);
     void (*rows_forward)(const RowsCall&);
     void (*rows_backward)(const RowsCall&);
+    void (*update_running)(const RunningCall&);
 };
 
 }  // namespace normkit

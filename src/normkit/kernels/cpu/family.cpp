@@ -9,6 +9,6 @@ namespace normkit::NORMKIT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {NORMKIT_NAME(NORMKIT_ISA), channels_forward, channels_backward, groups_forward,
-                         groups_backward,           rows_forward,     rows_backward};
+                         groups_backward,           rows_forward,     rows_backward,     update_running};
 
 }  // namespace normkit::NORMKIT_ISA

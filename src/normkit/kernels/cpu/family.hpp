@@ -12,5 +12,6 @@ void groups_forward(const Call& call);
 void groups_backward(const Call& call);
 void rows_forward(const RowsCall& call);
 void rows_backward(const RowsCall& call);
+void update_running(const RunningCall& call);
 
 }  // namespace normkit::NORMKIT_ISA
