@@ -163,7 +163,7 @@ def inputs(draw: st.DrawFn, shape: Index) -> Array:
 
 
 @every_norm
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_statistics_and_xhat_are_exact(norm: Norm, data: st.DataObject) -> None:
     x = data.draw(inputs(norm.shape))
@@ -360,7 +360,7 @@ def test_the_worked_example_of_article_004() -> None:
     close(y[0], [-1, 1, -1] / np.sqrt(1 + DEFAULT_EPS / cache.var), atol=16 * U)  # less than 1 by ε alone
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(x=inputs((4, 3, 2)))
 def test_gamma_and_beta_can_restore_the_identity(x: Array) -> None:
     _, cache = reference.batch_norm(x)

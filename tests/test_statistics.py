@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from normkit import BatchNorm1d, Moments
@@ -51,7 +51,6 @@ def test_merge_is_right_whatever_the_chunks(chunks: list[list[float]]) -> None:
     assert_right(first.merge(*others), [v for c in chunks for v in c])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_mask_leaves_the_valid_values(seed: int) -> None:
     rng = np.random.default_rng(seed)
