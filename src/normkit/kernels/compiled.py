@@ -110,7 +110,7 @@ def _normalize(*arguments: Any) -> tuple[Tensor, Tensor]:
     if is_watched():
         return torch.ops.normkit.normalize(*arguments)
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments[1:5]):
-        return _Normalize.apply(*arguments)
+        return _apply(*arguments)
     return _forward(*arguments)
 
 
@@ -252,6 +252,10 @@ class _Normalize(torch.autograd.Function):
         return output
 
     backward = staticmethod(_differentiate)
+
+
+# Without the layer of Function.apply that serves torch.func, whose calls do not come here: 2 us of 6.
+_apply: Any = super(torch.autograd.Function, _Normalize).apply  # pyright: ignore
 
 
 _ARGUMENTS = (
