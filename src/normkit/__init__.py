@@ -1,4 +1,4 @@
-"""Normalization for deep networks, complete. This page is the contents: public names only."""
+"""Normalization for deep networks. This page is the contents: public names only."""
 
 from normkit import functional, kernels
 from normkit.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -117,7 +118,7 @@ def compare(
     grid = Grid(
         data=data,
         model=model,
-        norms=tuple(_words(norms)),
+        norms=_norms(norms),
         placement=placement,
         input_scaling=input_scaling,
         batch_size=batch_size,
@@ -211,11 +212,14 @@ def speed(
 ) -> None:
     """Measure the layers beside torch, torch.compile, JAX and the memory bus.
 
-    All take turns within one run, so the ratios hold on a noisy machine too.
+    All take turns within one run, so that noise of the machine hits them
+    alike; where the quartiles in brackets lie far apart, it was too much.
+    Rows are met where ours reach the ratio that stands behind "of".
     [bold]normkit bench accuracy[/bold] measures errors instead of times.
     """
     if context.invoked_subcommand is not None:
         return
+    _check_writable(json)
     from normkit.bench import speed as measure
     from normkit.bench import table
     from normkit.bench.result import to_json
@@ -239,6 +243,7 @@ def accuracy(
     json: Annotated[Path | None, typer.Option(help="Write every figure here.")] = None,
 ) -> None:
     """Measure errors against float64, beside torch in both layouts and Keras."""
+    _check_writable(markdown, json)
     from normkit.bench import accuracy as measure
     from normkit.bench import accuracy_table
 
@@ -249,12 +254,20 @@ def accuracy(
     _write(json, measure.to_json(result))
 
 
+def _check_writable(*paths: Path | None) -> None:
+    """Before minutes are spent on what goes there."""
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise InputError(f"{path} must be a file in a folder that exists")
+        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise InputError(f"{path} cannot be written: no permission")
+
+
 def _write(path: Path | None, text: str) -> None:
     if path is not None:
-        try:
-            path.write_text(text)
-        except OSError as failure:
-            raise InputError(f"{path}: {failure.strerror}") from failure
+        path.write_text(text)
 
 
 @app.command()
@@ -263,6 +276,12 @@ def env() -> None:
     from normkit.environment import describe
 
     print(describe())
+
+
+def _norms(text: str) -> tuple[str, ...]:
+    if text and not _words(text):
+        raise InputError(f"--norms must be names with commas between them, got {text!r}")
+    return tuple(_words(text))
 
 
 def _words(text: str) -> list[str]:

@@ -23,7 +23,7 @@ def unknown(kind: str, received: object, valid: Iterable[str]) -> InputError:
     unknown norm 'bacth': choose from none, batch; did you mean 'batch'?
     """
     names = list(valid)
-    near = difflib.get_close_matches(str(received), names, n=1)
+    near = difflib.get_close_matches(str(received).lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {received!r}: choose from {', '.join(names)}{hint}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 
+import pytest
 import torch
 from cases import Case, every_case, every_mode
 from torch import Tensor, nn
@@ -73,6 +75,21 @@ def test_symbolic_trace_sees_one_node(case: Case) -> None:
     traced = torch.fx.symbolic_trace(model)
     assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
     torch.testing.assert_close(traced(case.input()), model(case.input()), **CLOSE)
+
+
+@every_case
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_jit_trace_holds_the_computation(case: Case, grad: bool) -> None:
+    """A kernel called behind the tracer's back would leave an output of whatever memory held."""
+    layer, x = case.make().eval(), case.input()
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(layer, case.input(seed=8), check_trace=False)
+        torch.testing.assert_close(traced(x), layer(x), **CLOSE)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(x), layer(x), **CLOSE)
 
 
 @every_case

@@ -225,7 +225,10 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "runs.sqlite").write_bytes(b"all the results of last year\n" * 100)
     before = contents(tmp_path)
-    assert refusal(tmp_path) == f"{tmp_path / 'runs.sqlite'}: file is not a database"
+    assert (
+        refusal(tmp_path)
+        == f"{tmp_path / 'runs.sqlite'}: file is not a database: choose another folder, or move the file away"
+    )
     assert contents(tmp_path) == before
 
 
@@ -238,7 +241,10 @@ def test_a_truncated_store_is_one_line(tmp_path: Path) -> None:
         store.record(SETTINGS, 42, epoch(1), STATE)
     path = tmp_path / "runs.sqlite"
     path.write_bytes(path.read_bytes()[:5000])
-    assert refusal(tmp_path) == f"{path}: database disk image is malformed"
+    assert (
+        refusal(tmp_path)
+        == f"{path}: database disk image is malformed: choose another folder, or move the file away"
+    )
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -249,7 +255,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_place_of_the_database(tmp_path: Path) -> None:
     (tmp_path / "runs.sqlite").mkdir()
-    assert refusal(tmp_path) == f"{tmp_path / 'runs.sqlite'}: unable to open database file"
+    assert (
+        refusal(tmp_path)
+        == f"{tmp_path / 'runs.sqlite'}: unable to open database file: choose another folder, or move the file away"
+    )
 
 
 HOLDER = """

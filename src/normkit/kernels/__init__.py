@@ -73,6 +73,8 @@ def _against(x: Tensor, compiled: ModuleType) -> str | None:
         return f"no compiled kernels for {x.dtype}"
     if get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
         return "torch.func transforms and forward-mode differentiation take torch operations"
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return "torch.jit traces torch operations"
     if x.layout != torch.strided or x.numel() == 0:
         return "the tensor is empty or not strided"
     if compiled.is_watched():

@@ -66,6 +66,8 @@ def load(name: str, *, home: Path | None = None) -> Dataset:
     if name.lower().endswith(".npz"):
         x, y = _read_npz(Path(name))
         return _dataset(name, x, y, _held_out(name, y))
+    if Path(name).suffix or Path(name).exists():
+        raise InputError(f"{name}: files are read as .npz alone; write one with np.savez(path, x=x, y=y)")
     raise unknown("data set", name, [*NAMES, "FILE.npz"])
 
 
@@ -178,13 +180,15 @@ def _check_samples(path: Path, x: NDArray[Any]) -> None:
     if x.ndim not in (2, 4) or x.size == 0:
         raise InputError(
             f"{path}: x must be (samples, features) or (samples, channels, height, width), "
-            f"none of them 0; its shape is {x.shape}"
+            f"none of them 0; its shape is {x.shape}; x[:, None] gives images without channels theirs"
         )
 
 
 def _check_labels(path: Path, y: NDArray[Any], samples: int) -> None:
     if y.dtype.kind not in "biu":
-        raise InputError(f"{path}: y must hold integers, its dtype is {y.dtype}")
+        raise InputError(
+            f"{path}: y must hold integers, its dtype is {y.dtype}: np.unique(y, return_inverse=True)[1] gives them"
+        )
     if y.shape != (samples,):
         raise InputError(
             f"{path}: y must have one label per sample, {samples} in all; its shape is {y.shape}"

@@ -105,7 +105,8 @@ def _cnn(hidden: _Hidden, norm: str, input_shape: tuple[int, ...], classes: int)
     channels, height, width = input_shape
     if min(height, width) < 6:
         raise InputError(
-            f"model 'cnn' needs images of 6×6 pixels or more, these are {height}×{width}: use model 'mlp'"
+            f"model 'cnn' needs images of 6×6 pixels or more, these are {height}×{width} of {channels} channels: "
+            "use model 'mlp', or put the channels first"
         )
     features = 64 * ((height - 4) // 2) * ((width - 4) // 2)
     return nn.Sequential(

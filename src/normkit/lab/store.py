@@ -229,5 +229,7 @@ def _one_line(path: Path) -> Generator[None]:
         raise  # ours to mend, not the user's
     except sqlite3.Error as failure:
         locked = "locked" in str(failure)
-        reason = "in use by another process: wait for it, or choose another folder" if locked else failure
+        reason = f"{failure}: choose another folder, or move the file away"
+        if locked:
+            reason = "in use by another process: wait for it, or choose another folder"
         raise InputError(f"{path}: {reason}") from failure

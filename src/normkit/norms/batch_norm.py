@@ -44,7 +44,7 @@ def batch_norm(
         training: normalize by the batch's statistics.
         momentum: weight of the batch in the running statistics; None for the cumulative average.
         eps: added to the variance.
-        activation: :math:`f`, a name of `normkit.kernels.ACTIVATIONS`; None for the identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
         residual: :math:`r`, of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
@@ -54,7 +54,10 @@ def batch_norm(
         Tensor of the input's shape, dtype and memory format.
 
     Raises:
-        ValueError: one value per channel in training; only one running statistic given; eps not positive.
+        ValueError: one value per channel in training; only one running statistic given; eps not positive; an
+            unknown activation; a residual or a mask of another shape.
+        TypeError: a mask that is not bool.
+        NotImplementedError: input that is not floating.
         RuntimeError: parameters of another length, dtype or device; no running statistics in evaluation.
 
     Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
@@ -168,7 +171,11 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end, a name of `normkit.kernels.ACTIVATIONS`.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh. Tools of torch that
+            build a new layer from this one, such as `convert_sync_batchnorm`, do not know of it.
+
+    `forward(input, *, residual=None, mask=None)` adds a residual of the input's shape before the activation, and
+    leaves positions out of the statistics where the mask, bool and of the shape (N) or (N, L), is false.
 
     >>> layer = BatchNorm1d(16, activation="relu")
     >>> layer(torch.randn(8, 16), residual=torch.randn(8, 16)).shape
@@ -177,8 +184,19 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`."""
+    """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`.
+
+    Arguments as in `BatchNorm1d`: torch's, and `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh).
+    `forward(input, *, residual=None, mask=None)` takes a residual of the input's shape and a mask (N, H, W).
+
+    >>> BatchNorm2d(3, activation="silu")(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`."""
+    """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`.
+
+    Arguments as in `BatchNorm1d`: torch's, and `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh).
+    `forward(input, *, residual=None, mask=None)` takes a residual of the input's shape and a mask (N, D, H, W).
+    """

@@ -29,7 +29,7 @@ def group_norm(
         weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
         bias: :math:`\beta`, (C).
         eps: added to the variance.
-        activation: :math:`f`, a name of `normkit.kernels.ACTIVATIONS`; None for the identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -73,7 +73,7 @@ class GroupNorm(torch.nn.GroupNorm):
         device: of the parameters.
         dtype: of the parameters.
         bias: learn a bias.
-        activation: applied at the end, a name of `normkit.kernels.ACTIVATIONS`.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
 
     >>> GroupNorm(4, 16, activation="silu")(torch.randn(2, 16, 8, 8)).shape
     torch.Size([2, 16, 8, 8])

@@ -28,7 +28,8 @@ def check_channels(x: Tensor, **parameters: Tensor | None) -> None:
         if parameter.shape != shape:
             raise RuntimeError(
                 f"{name} should contain {x.shape[1]} elements, one per channel of an input of shape "
-                f"{list(x.shape)}, but has shape {list(parameter.shape)}"
+                f"{list(x.shape)}, but has shape {list(parameter.shape)}: the layer was made for another number "
+                "of channels"
             )
         if parameter.device != device:
             raise RuntimeError(_devices(name, parameter, x))
@@ -98,9 +99,9 @@ def check_several_values(count: int, x: Tensor, *, what: str) -> None:
 
 
 def check_activation(activation: str | None) -> None:
-    """An activation is one of the names that the kernels know."""
+    """An activation is one of the names that the kernels know; of a function or class, the hint tells its name."""
     if activation is not None and activation not in kernels.ACTIVATIONS:
-        raise unknown("activation", activation, kernels.ACTIVATIONS)
+        raise unknown("activation", getattr(activation, "__name__", activation), kernels.ACTIVATIONS)
 
 
 def check_residual(residual: Tensor | None, x: Tensor) -> None:
@@ -127,7 +128,7 @@ def expand_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
     if not fits:
         raise ValueError(
             f"mask must broadcast to the input without channels, {shape}, got {list(mask.shape)}: "
-            "it is shared by all channels"
+            "all channels share it, so drop their axis, or add those of space with mask[:, None]"
         )
     return mask.expand(shape)
 

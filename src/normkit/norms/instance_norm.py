@@ -41,7 +41,7 @@ def instance_norm(
         use_input_stats: normalize by the sample's own statistics; otherwise by the running ones.
         momentum: weight of the batch in the running statistics.
         eps: added to the variance.
-        activation: :math:`f`, a name of `normkit.kernels.ACTIVATIONS`; None for the identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -160,7 +160,7 @@ class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end, a name of `normkit.kernels.ACTIVATIONS`.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
 
     >>> InstanceNorm1d(3, activation="relu")(torch.randn(2, 3, 8)).shape
     torch.Size([2, 3, 8])
