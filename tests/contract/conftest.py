@@ -1,4 +1,4 @@
-"""The contract holds for the backend that the environment names, and by default for the one users get."""
+"""The contract runs on the backend that users get; test_backends.py runs its numbers on the other."""
 
 from __future__ import annotations
 
