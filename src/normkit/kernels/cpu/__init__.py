@@ -17,8 +17,11 @@ outputs and gradients are zero whatever `x` holds there. Nothing here checks its
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from normkit.kernels.cpu import _native
 
@@ -29,6 +32,8 @@ ACTIVATIONS = {
 
 SUMS, OUTPUTS = 1, 2  # the stages of a call
 _F64 = DTYPES[torch.float64]
+_POOLED = _native.pooled_bytes() or sys.maxsize
+_MOST_AXES = 8
 
 
 def native(x: Tensor) -> bool:
@@ -39,6 +44,11 @@ def native(x: Tensor) -> bool:
 def describe() -> dict[str, str]:
     """The compiler of the extension and the instruction set that it runs with."""
     return _native.describe()
+
+
+def release_memory() -> int:
+    """Return the memory that is kept for large outputs to the system; the bytes that lay idle."""
+    return _native.release_blocks()
 
 
 def channels_moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, int]:
@@ -69,7 +79,7 @@ def channels_normalize(
     `mean` and `var` share a dtype; `tail` is float64.
     """
     N, C, S, last = _sizes(x)
-    y = torch.empty_like(x)
+    y = _output(x)
     _native.channels_forward(
         N, C, S, DTYPES[x.dtype], last, OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
@@ -89,7 +99,7 @@ def channels_forward(
 ) -> tuple[Tensor, Tensor, int]:
     """The same with the statistics of `x` itself: y, the statistics (3, C), elements per channel."""
     N, C, S, last = _sizes(x)
-    y = torch.empty_like(x)
+    y = _output(x)
     stats = torch.empty((3, C), dtype=torch.float64)
     count = _native.channels_forward(
         N, C, S, DTYPES[x.dtype], last, SUMS | OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
@@ -148,8 +158,8 @@ def channels_input_gradient(
     Without `sums` the statistics are constants: dx = weight / sqrt(var + eps) dz.
     """
     N, C, S, last = _sizes(x)
-    dx = torch.empty_like(x)
-    dresidual = None if residual is None else torch.empty_like(x)
+    dx = _output(x)
+    dresidual = None if residual is None else _output(x)
     given = torch.empty((2, C), dtype=torch.float64) if sums is None else sums
     _native.channels_backward(
         N, C, S, DTYPES[x.dtype], last, OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
@@ -215,8 +225,8 @@ def _channels_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The sums, then the input gradient, block by block while a block is in the cache."""
     N, C, S, last = _sizes(x)
-    dx = torch.empty_like(x)
-    dresidual = None if residual is None else torch.empty_like(x)
+    dx = _output(x)
+    dresidual = None if residual is None else _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.channels_backward(
@@ -236,7 +246,7 @@ def groups_forward(
     Instance norm is `num_groups` = C.
     """
     N, C, S, last = _sizes(x)
-    y = torch.empty_like(x)
+    y = _output(x)
     stats = torch.empty((3, N, num_groups), dtype=torch.float64)
     _native.groups_forward(
         N, C, S, num_groups, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
@@ -256,7 +266,7 @@ def groups_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias of group norm with the statistics that groups_forward returned."""
     N, C, S, last = _sizes(x)
-    dx = torch.empty_like(x)
+    dx = _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.groups_backward(
@@ -275,7 +285,7 @@ def rows_forward(
     Not `centred`: RMS norm, y = weight x / sqrt(mean(x^2) + eps), whose statistics are 0, the mean square, 0.
     """
     R = x.numel() // M
-    y = torch.empty_like(x)
+    y = _output(x)
     stats = torch.empty((3, R), dtype=torch.float64)
     _native.rows_forward(
         R, M, DTYPES[x.dtype], centred, eps, x.data_ptr(), y.data_ptr(),
@@ -295,7 +305,7 @@ def rows_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias of layer norm or RMS norm with the statistics that rows_forward returned."""
     R = stats.shape[1]
-    dx = torch.empty_like(x)
+    dx = _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.rows_backward(
@@ -322,6 +332,13 @@ def update_running(
         running_mean.shape[0], count, momentum or 0.0, momentum is None, stats.data_ptr(), running_mean.data_ptr(),
         running_var.data_ptr(), DTYPES[running_mean.dtype], _address(num_batches_tracked),
     )  # fmt: skip
+
+
+def _output(x: Tensor) -> Tensor:
+    """Uninitialized, like `x`, which is dense; a large one in memory of the pool."""
+    if x.nbytes < _POOLED or x.dim() > _MOST_AXES:
+        return torch.empty_like(x)
+    return from_dlpack(_native.pooled(x.shape, x.stride(), DTYPES[x.dtype]))
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, bool]:

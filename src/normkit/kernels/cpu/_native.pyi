@@ -1,5 +1,7 @@
 """The compiled kernels. Tensors pass as addresses, absent ones as 0; __init__.py says what each one is."""
 
+from collections.abc import Sequence
+
 def channels_backward(
     N: int,
     C: int,
@@ -130,3 +132,11 @@ def update_running(
     dtype: int,
     batches: int,
 ) -> None: ...
+def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object:
+    """A DLPack capsule over uninitialized memory of the pool."""
+
+def pooled_bytes() -> int:
+    """Outputs of at least so many bytes come from the pool; 0: none does."""
+
+def release_blocks() -> int:
+    """Return the idle memory of the pool to the system; its bytes."""

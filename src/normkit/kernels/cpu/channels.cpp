@@ -95,7 +95,6 @@ class Channels {
 
     Output<T> output(void* data) const {
         const int64_t each = call_.C * call_.S * int64_t(sizeof(T));
-        if (data) advise_huge_pages(data, call_.N * each);
         return {static_cast<T*>(data), leaves_cache(call_.of_samples * each) && layout_.can_stream(data)};
     }
 

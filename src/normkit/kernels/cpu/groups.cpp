@@ -37,9 +37,6 @@ Call sample(const Call& call, int64_t n) {
 
 template <class Body>
 void each_sample(const Call& call, const Body& body) {
-    const int64_t bytes = call.N * call.C * call.S * size_of(call.dtype);
-    for (void* output : {call.y, call.dx, call.dresidual})
-        if (output) advise_huge_pages(output, bytes);
     const int threads = threads_for(call.N * call.C * call.S);
     const bool enough = call.N >= 4 * threads || call.N % threads == 0;
     parallel(call.N, enough ? threads : 1, Order::forward, [&](int64_t n) { body(sample(call, n), n); });

@@ -11,7 +11,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(NORMKIT_FLAGS_avx512 ${NORMKIT_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
 endif()
 
-add_library(normkit_kernels STATIC ${CMAKE_CURRENT_LIST_DIR}/isa.cpp ${CMAKE_CURRENT_LIST_DIR}/memory.cpp)
+add_library(normkit_kernels STATIC ${CMAKE_CURRENT_LIST_DIR}/isa.cpp
+            ${CMAKE_CURRENT_LIST_DIR}/memory.cpp ${CMAKE_CURRENT_LIST_DIR}/pool.cpp ${CMAKE_CURRENT_LIST_DIR}/dlpack.cpp)
 target_include_directories(normkit_kernels PUBLIC ${CMAKE_CURRENT_LIST_DIR})
 if(OpenMP_CXX_FOUND)
   target_link_libraries(normkit_kernels PUBLIC OpenMP::OpenMP_CXX)

@@ -6,9 +6,7 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#elif defined(__APPLE__)
+#if defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
 
@@ -45,18 +43,6 @@ bool leaves_cache(int64_t bytes) {
     return bytes > 1 << 14;  // the sanitizers' small tensors take this path too
 #else
     return bytes > caches().last / 4;
-#endif
-}
-
-void advise_huge_pages(void* p, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t page = 2 << 20;
-    if (bytes < int64_t(2 * page)) return;
-    const uintptr_t first = (uintptr_t(p) + page - 1) & ~(page - 1);
-    const uintptr_t last = (uintptr_t(p) + uintptr_t(bytes)) & ~(page - 1);
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-#else
-    (void)p, (void)bytes;
 #endif
 }
 

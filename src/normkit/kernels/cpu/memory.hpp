@@ -1,4 +1,4 @@
-// Cache sizes, huge pages and scratch memory.
+// Cache sizes and scratch memory.
 
 #pragma once
 
@@ -16,9 +16,6 @@ const Caches& caches();
 
 // Whether an output of so many bytes will not be found in the cache by whoever reads it next.
 bool leaves_cache(int64_t bytes);
-
-// Asks for huge pages under a large output. Fresh pages of 4 KB cost several times the copy they are made for.
-void advise_huge_pages(void* p, int64_t bytes);
 
 // Uninitialized memory, aligned to a cache line, freed at the end of the scope.
 class Scratch {

@@ -3,16 +3,20 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
+#include "dlpack.hpp"
 #include "isa.hpp"
+#include "pool.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -145,6 +149,19 @@ void update_running(int64_t C, int64_t count, double momentum, bool cumulative, 
                               parameter(mean, dtype), parameter(var, dtype)});
 }
 
+// A capsule that torch adopts once; until then the block is the capsule's.
+nb::object pooled(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int dtype) {
+    constexpr const char* name = "dltensor";
+    ManagedTensor* tensor = pooled_tensor(DType(dtype), int(shape.size()), shape.data(), strides.data());
+    PyObject* capsule = PyCapsule_New(tensor, name, [](PyObject* self) {
+        if (!PyCapsule_IsValid(self, name)) return;  // adopted: the name has changed
+        auto* left = static_cast<ManagedTensor*>(PyCapsule_GetPointer(self, name));
+        left->deleter(left);
+    });
+    if (!capsule) tensor->deleter(tensor);
+    return nb::steal(capsule);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -161,6 +178,11 @@ NB_MODULE(_native, m) {
         nb::sig("def describe() -> dict[str, str]"),
         "The compiler of this extension and the instruction set that it runs with.");
     m.def("threads", threads, "The number of threads that a large call runs on.");
+    m.def("pooled_bytes", pooled_bytes, "Outputs of at least so many bytes come from the pool; 0: none does.");
+    m.def("pooled", pooled, "shape"_a, "strides"_a, "dtype"_a, nb::sig(
+          "def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object"),
+          "A DLPack capsule over uninitialized memory of the pool.");
+    m.def("release_blocks", release_blocks, "Return the idle memory of the pool to the system; its bytes.");
     m.def("channels_forward", channels_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "stages"_a,
           "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
           "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "stats"_a);

@@ -268,7 +268,6 @@ class Rows {
     const T* dy() const { return static_cast<const T*>(call_.dy); }
     Output<T> output(void* data) const {
         const int64_t bytes = R_ * M_ * int64_t(sizeof(T));
-        advise_huge_pages(data, bytes);
         return {static_cast<T*>(data), leaves_cache(bytes)};
     }
     // A parameter in E: as it is, or as a copy.
