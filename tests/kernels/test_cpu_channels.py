@@ -191,7 +191,7 @@ def test_activations(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(4, 21, 10, 7), (50, 33), (8, 40, 3, 3)])
 def test_stages_compose(shape, dtype, channels_last):
-    """moments, normalize, gradient_sums and input_gradient give bit for bit what the fused passes give."""
+    """moments, normalize, gradient_sums and input_gradient give what the fused passes give, bit for bit up to dx."""
     torch.manual_seed(6)
     x, dy, residual = (laid_out(torch.randn(shape).to(dtype), channels_last) for _ in range(3))
     weight, bias = torch.randn(shape[1]).to(dtype), torch.randn(shape[1]).to(dtype)
@@ -206,10 +206,12 @@ def test_stages_compose(shape, dtype, channels_last):
     sums = cpu.channels_gradient_sums(x, dy, mean, var, weight, bias, EPS, code, residual, tail=tail)
     assert torch.equal(sums[0].to(dtype), dbias)
     assert torch.equal(sums[1].to(dtype), dweight)
+    slopes = -(weight.double() / (var + EPS).sqrt() / n) * sums.flip(0)
     parts = cpu.channels_input_gradient(
-        x, dy, mean, var, sums, n, weight, bias, EPS, code, residual, tail=tail
+        x, dy, mean, var, slopes, weight, bias, EPS, code, residual, tail=tail
     )
-    assert torch.equal(parts[0], dx)
+    # The slopes are rounded once more than inside, where float64 has a wider type for 1 / deviation.
+    torch.testing.assert_close(parts[0], dx, rtol=torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
     assert torch.equal(parts[1], dresidual)
 
 

@@ -8,6 +8,7 @@ at that.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -18,13 +19,15 @@ from torch.nn import Parameter
 
 from normkit.errors import unknown
 from normkit.kernels import composed
+from normkit.kernels.composed import Combine
 
 try:
+    from normkit.kernels import combined as _engine
     from normkit.kernels import compiled
 except ImportError as failure:  # installed without a compiler
     if "NORMKIT_ISA" in str(failure):
         raise
-    compiled, _missing = None, f"the compiled extension is not there ({failure})"
+    compiled, _engine, _missing = None, None, f"the compiled extension is not there ({failure})"
 else:
     _missing = None
 
@@ -142,6 +145,33 @@ def groups(
 ) -> tuple[Tensor, Tensor]:
     """Group norm of x (N, C, *): y; mean and biased variance as rows of (N, num_groups)."""
     return _choose(x, weight, bias).groups(x, num_groups, weight, bias, eps, activation)
+
+
+def combined(
+    x: Tensor,
+    combine: Combine,
+    parameters: Sequence[Tensor],
+    eps: float,
+    *,
+    per_sample: bool = False,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Normalize x (N, C, *) by statistics that are made of its own: y; its moments; their count.
+
+    Each channel's mean and biased variance over batch and space, or over space alone for each sample, go through
+
+        combine(mean, var, count, *parameters) -> mean, var, weight, bias
+
+    plain torch operations on float64 of shape (C), or (N, C) `per_sample`, through which gradients reach x and the
+    parameters; weight and bias may be None. The count is an int, under a mask a float64 tensor () or (N, 1).
+    What is returned besides y is what went into combine: rows mean and biased variance, and the count.
+    """
+    backend = _choose(x, residual=residual)
+    engine = composed if backend is composed or backend.is_watched() else _engine
+    assert engine is not None
+    return engine.combined(x, combine, parameters, eps, per_sample, activation, residual, mask)
 
 
 def update_running(

@@ -32,13 +32,13 @@ def channels(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance in rows (3, C); count."""
-    x, weight, bias = _native(x), _dense(weight), _dense(bias)
+    x, weight, bias = native(x), _dense(weight), _dense(bias)
     y, stats = _normalize(
         "channels",
         x,
         weight,
         bias,
-        None if residual is None else _like(residual, x),
+        None if residual is None else like(residual, x),
         _dense(mask),
         None,
         None,
@@ -61,8 +61,8 @@ def channels_given(
     mask: Tensor | None,
 ) -> Tensor:
     """Batch norm of x (N, C, *) by given statistics (C), which are constants."""
-    x, weight, bias, mean, var = _native(x), _dense(weight), _dense(bias), mean.contiguous(), var.contiguous()
-    residual, mask = None if residual is None else _like(residual, x), _dense(mask)
+    x, weight, bias, mean, var = native(x), _dense(weight), _dense(bias), mean.contiguous(), var.contiguous()
+    residual, mask = None if residual is None else like(residual, x), _dense(mask)
     return _normalize("given", x, weight, bias, residual, mask, mean, var, 0, eps, activation)[0]
 
 
@@ -84,7 +84,7 @@ def groups(
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Group norm of x (N, C, *): y; mean and biased variance in rows (3, N, num_groups)."""
-    x, weight, bias = _native(x), _dense(weight), _dense(bias)
+    x, weight, bias = native(x), _dense(weight), _dense(bias)
     return _normalize("groups", x, weight, bias, None, None, None, None, num_groups, eps, activation)
 
 
@@ -227,10 +227,10 @@ def _differentiate(ctx: Any, *outputs: Tensor | None) -> tuple[Any, ...]:
     if torch.is_grad_enabled() or not _has_storage(dy):
         gradients = _composed_gradients(dy, arguments)
     elif is_watched():
-        gradients = torch.ops.normkit.normalize_backward(_like(dy, x), stats, *arguments)
+        gradients = torch.ops.normkit.normalize_backward(like(dy, x), stats, *arguments)
         gradients = [g if t is not None else None for g, t in zip(gradients, tensors[:4], strict=True)]
     else:
-        gradients = _backward(_like(dy, x), stats, *arguments)
+        gradients = _backward(like(dy, x), stats, *arguments)
     return None, *gradients, *(None,) * 6
 
 
@@ -307,12 +307,12 @@ def _(dy: Tensor, stats: Tensor, kind: Kind, *arguments: Any) -> tuple[Tensor, .
 # Layouts.
 
 
-def _native(x: Tensor) -> Tensor:
+def native(x: Tensor) -> Tensor:
     """As it lies in memory where the kernels read it so, else a contiguous copy."""
     return x if cpu.native(x) else x.contiguous()
 
 
-def _like(t: Tensor, x: Tensor) -> Tensor:
+def like(t: Tensor, x: Tensor) -> Tensor:
     """The values of t, laid out in memory as x is, which is contiguous or channels last."""
     if t.stride() == x.stride():
         return t

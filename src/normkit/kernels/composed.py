@@ -11,9 +11,15 @@ neither 1e30 nor 1e-30 leaves the range.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# From mean, biased variance and count of the channels, and parameters, to the mean, variance, weight and bias that
+# normalize.
+Combine = Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -42,6 +48,7 @@ def channels(
     xhat, var = unit(centered, dims, eps, count)
     shape = _per_channel(x)
     y = affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask)
+    count = count.reshape(()) if isinstance(count, Tensor) else count
     return y.to(x.dtype), torch.stack((mean.flatten(), var.flatten())), count
 
 
@@ -102,6 +109,36 @@ def groups(
     return y.to(x.dtype), torch.stack((mean.flatten(1), var.flatten(1)))
 
 
+def combined(
+    x: Tensor,
+    combine: Combine,
+    parameters: Sequence[Tensor],
+    eps: float,
+    per_sample: bool,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Normalize x (N, C, *) by what combine makes of its moments: y; mean, biased variance in rows; count."""
+    dims = [*([] if per_sample else [0]), *range(2, x.dim())]
+    spatial = [1] * (x.dim() - 2)
+    mask = None if mask is None else mask.unsqueeze(1)
+    wide = _kept(_wide(x), mask)
+    centered, mean, count = center(wide, dims, mask)
+    shape = [x.shape[0], x.shape[1]] if per_sample else [x.shape[1]]
+    mean, var = mean.reshape(shape), mean_square(centered, dims, count).reshape(shape)
+    if isinstance(count, Tensor):
+        count = count.to(mean.dtype).reshape([-1, 1] if per_sample else [])
+    used = combine(mean, var, count, *parameters)
+    m, v, w, b = (None if u is None else u.expand(shape).reshape([-1, shape[-1], *spatial]) for u in used)
+    assert m is not None
+    assert v is not None
+    high = m.detach().to(wide.dtype)
+    xhat = (wide - high - (m - high).to(wide.dtype)) * torch.rsqrt(v + eps).to(wide.dtype)
+    y = affine(xhat, w, b, activation, residual, mask)
+    return y.to(x.dtype), torch.stack((mean, var)).detach(), count
+
+
 @torch.no_grad()
 def update_running(
     running_mean: Tensor,
@@ -136,37 +173,43 @@ def center(x: Tensor, dims: list[int], mask: Tensor | None) -> tuple[Tensor, Ten
     for d in dims:
         count = count * x.shape[d]
     if mask is not None:
-        shape = [x.shape[d] if d in dims else 1 for d in range(x.dim())]
-        count = mask.expand(shape).sum()
-        x = x.masked_fill(~mask, 0)
+        shape = [x.shape[d] if d in dims else mask.shape[d] for d in range(x.dim())]
+        count = mask.expand(shape).sum(dims, keepdim=True)
+        x = _kept(x, mask)
     # The mean in two parts, high and low: x - high is exact where x is near the mean, so no digit is lost.
     # What the high part is does not change the result, so no gradient flows through it.
     mean = _mean(x, dims, count)
     high = mean.detach().to(x.dtype)
-    low = mean - high if mean.dtype != x.dtype else _mean(x - high, dims, count)
-    x = x - high - low.to(x.dtype)
-    if mask is not None:
-        x = x.masked_fill(~mask, 0)
-    return x, high + low, count
+    x = x - high
+    low = mean - high if mean.dtype != x.dtype else _mean(_kept(x, mask), dims, count)
+    return _kept(x - low.to(x.dtype), mask), high + low, count
 
 
 def unit(x: Tensor, dims: list[int], eps: float, count: int | Tensor) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean square + eps) over dims; the mean square, which is the variance of centered values."""
     if x.numel() == 0:
         return x, _mean(x, dims, 1)
-    scale = _power_of_two(torch.linalg.vector_norm(x.detach(), float("inf"), dims, keepdim=True))
+    scale = _largest(x, dims)
     x = x / scale
-    mean_square = _mean(x.square(), dims, count)
-    exact_scale = scale.to(mean_square.dtype)
-    mean_square = mean_square * exact_scale.square()
-    factor = exact_scale * torch.rsqrt(mean_square + eps)
-    return x * factor.to(x.dtype), mean_square
+    square = _mean(x.square(), dims, count)
+    exact_scale = scale.to(square.dtype)
+    square = square * exact_scale.square()
+    factor = exact_scale * torch.rsqrt(square + eps)
+    return x * factor.to(x.dtype), square
+
+
+def mean_square(x: Tensor, dims: list[int], count: int | Tensor) -> Tensor:
+    """The mean square over dims alone, which is the variance of centered values."""
+    if x.numel() == 0:
+        return _mean(x, dims, 1)
+    scale = _largest(x, dims)
+    square = _mean((x / scale).square(), dims, count)
+    return square * scale.to(square.dtype).square()
 
 
 def given(x: Tensor, mean: Tensor, var: Tensor, eps: float, mask: Tensor | None) -> Tensor:
     """(x - mean) / sqrt(var + eps) by given statistics. Padded positions become 0."""
-    if mask is not None:
-        x = x.masked_fill(~mask, 0)
+    x = _kept(x, mask)
     var = var if x.device.type == "mps" else var.double()
     return (x - mean.to(x.dtype)) * torch.rsqrt(var + eps).to(x.dtype)
 
@@ -186,11 +229,15 @@ def affine(
         xhat = xhat + bias.to(xhat.dtype)
     if residual is not None:
         # What stands in the padding may be NaN, whose gradient would be NaN even behind the last mask.
-        residual = residual if mask is None else residual.masked_fill(~mask, 0)
-        xhat = xhat + residual.to(xhat.dtype)
+        xhat = xhat + _kept(residual, mask).to(xhat.dtype)
     if activation is not None:
         xhat = ACTIVATIONS[activation](xhat)
-    return xhat if mask is None else xhat.masked_fill(~mask, 0)
+    return _kept(xhat, mask)
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero at padded positions, whatever stands there."""
+    return x if mask is None else x.masked_fill(~mask, 0)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -202,7 +249,12 @@ def _mean(x: Tensor, dims: list[int], count: int | Tensor) -> Tensor:
     """The mean, summed in the type that statistics have; count differs from the size of dims under a mask."""
     exact = x.dtype if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     total = x.sum(dims, keepdim=True, dtype=exact)
-    return total / (count.clamp(min=1) if isinstance(count, Tensor) else count)
+    return total / (count.clamp(min=1) if isinstance(count, Tensor) else torch.sym_max(count, 1))
+
+
+def _largest(x: Tensor, dims: list[int]) -> Tensor:
+    """A power of two near the largest value over dims."""
+    return _power_of_two(torch.linalg.vector_norm(x.detach(), float("inf"), dims, keepdim=True))
 
 
 def _power_of_two(x: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ Call random_call(Buffers& buffers, bool groups) {
     call.x = buffers.make(call.dtype, n), call.dy = buffers.make(call.dtype, n);
     call.y = buffers.make(call.dtype, n), call.dx = buffers.make(call.dtype, n);
     if (chance(2)) call.residual = buffers.make(call.dtype, n), call.dresidual = buffers.make(call.dtype, n);
-    if (!groups && chance(3)) call.mask = buffers.mask(call.N * call.S);
+    if (chance(3)) call.mask = buffers.mask(call.N * call.S);
     for (Parameter* p : {&call.weight, &call.bias, &call.dweight, &call.dbias})
         if (chance(2)) *p = {buffers.make(parameters, call.C), parameters};
     call.stats = buffers.doubles(3 * call.stats_stride);
@@ -97,19 +97,32 @@ void channels(const Kernels& kernels) {
     Call call = random_call(buffers, false);
     call.stages = 1 + int(below(3));
     if (call.stages == kOutputs) give_statistics(call);
-    call.count = double(kernels.channels_forward(call));
+    kernels.channels_forward(call);
     give_statistics(call);
     call.constant_statistics = chance(3);
-    if (call.stages != (kSums | kOutputs) || chance(2)) call.gradient_sums = buffers.doubles(2 * call.C);
+    call.sums_stride = call.C;
+    if (chance(2)) call.gradient_sums = buffers.doubles(2 * call.C);
+    if (call.stages == kOutputs && chance(2)) call.slopes = buffers.doubles(2 * call.C);
     kernels.channels_backward(call);
 }
 
 void groups(const Kernels& kernels) {
     Buffers buffers;
     Call call = random_call(buffers, true);
-    call.stages = kSums | kOutputs;
+    call.stages = 1 + int(below(3));
+    call.affine_per_sample = chance(2);
+    if (call.affine_per_sample) {
+        for (Parameter* p : {&call.weight, &call.bias})
+            if (p->data) *p = {buffers.doubles(call.N * call.C), DType::f64};
+        call.dweight.data = call.dbias.data = nullptr;
+    }
+    if (call.stages == kOutputs) give_statistics(call);
     kernels.groups_forward(call);
     give_statistics(call);
+    call.sums_stride = call.N * call.C;
+    if (!call.dweight.data && !call.dbias.data && chance(2)) call.gradient_sums = buffers.doubles(2 * call.N * call.C);
+    if (call.stages == kOutputs && chance(2)) call.slopes = buffers.doubles(2 * call.N * call.C);
+    if (call.stages == kOutputs) call.dweight.data = call.dbias.data = nullptr;
     kernels.groups_backward(call);
 }
 

@@ -51,13 +51,16 @@ def release_memory() -> int:
     return _native.release_blocks()
 
 
-def channels_moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, int]:
-    """The statistics (3, C) of the channels of `x`, and how many elements of each they were taken over."""
+def channels_moments(x: Tensor, mask: Tensor | None = None, per_sample: bool = False) -> tuple[Tensor, int]:
+    """The statistics (3, C) of the channels of `x`, and how many elements of each they were taken over.
+
+    `per_sample`: (3, N, C), of each sample; the count is that of a sample without a mask.
+    """
     N, C, S, last = _sizes(x)
-    stats = torch.empty((3, C), dtype=torch.float64)
+    stats = torch.empty((3, N, C) if per_sample else (3, C), dtype=torch.float64)
     count = _native.channels_forward(
-        N, C, S, DTYPES[x.dtype], last, SUMS, 0, 0.0, x.data_ptr(), 0, 0, 0, 0, 0, _address(mask), 0, 0, 0, 0,
-        stats.data_ptr(),
+        N, C, S, DTYPES[x.dtype], last, per_sample, SUMS, 0, 0.0, x.data_ptr(), 0, 0, 0, 0, 0, _address(mask),
+        0, 0, 0, 0, stats.data_ptr(),
     )  # fmt: skip
     return stats, count
 
@@ -76,12 +79,13 @@ def channels_normalize(
 ) -> Tensor:
     """Return activation(weight (x - mean) / sqrt(var + eps) + bias + residual), with given statistics (C).
 
-    `mean` and `var` share a dtype; `tail` is float64.
+    `mean` and `var` share a dtype; `tail` is float64. Where they are (N, C), each sample has its own, as it has
+    its own weight and bias then; all are float64.
     """
     N, C, S, last = _sizes(x)
     y = _output(x)
     _native.channels_forward(
-        N, C, S, DTYPES[x.dtype], last, OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
+        N, C, S, DTYPES[x.dtype], last, mean.dim() > 1, OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
         mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], 0,
     )  # fmt: skip
@@ -102,7 +106,7 @@ def channels_forward(
     y = _output(x)
     stats = torch.empty((3, C), dtype=torch.float64)
     count = _native.channels_forward(
-        N, C, S, DTYPES[x.dtype], last, SUMS | OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
+        N, C, S, DTYPES[x.dtype], last, False, SUMS | OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
         0, 0, 0, 0, stats.data_ptr(),
     )  # fmt: skip
@@ -122,17 +126,17 @@ def channels_gradient_sums(
     mask: Tensor | None = None,
     tail: Tensor | None = None,
 ) -> Tensor:
-    """Sums (2, C) in float64: of dz, which is the gradient of bias, and of dz xhat, that of weight.
+    """Sums (2, C), or (2, N, C), in float64: of dz, which is the gradient of bias, and of dz xhat, that of weight.
 
-    dz = dy activation'(z), with z recomputed from `x` and `residual`.
+    dz = dy activation'(z), with z recomputed from `x` and `residual`. Statistics as in channels_normalize.
     """
     N, C, S, last = _sizes(x)
-    sums = torch.empty((2, C), dtype=torch.float64)
+    sums = torch.empty((2, *mean.shape), dtype=torch.float64)
     _native.channels_backward(
-        N, C, S, DTYPES[x.dtype], last, SUMS, activation, eps, x.data_ptr(), dy.data_ptr(),
+        N, C, S, DTYPES[x.dtype], last, mean.dim() > 1, SUMS, activation, eps, x.data_ptr(), dy.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
         mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype],
-        True, 0.0, 0, 0, 0, 0, sums.data_ptr(),
+        True, 0, 0, 0, 0, 0, sums.data_ptr(),
     )  # fmt: skip
     return sums
 
@@ -142,8 +146,7 @@ def channels_input_gradient(
     dy: Tensor,
     mean: Tensor,
     var: Tensor,
-    sums: Tensor | None,
-    count: float,
+    slopes: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
@@ -152,20 +155,18 @@ def channels_input_gradient(
     mask: Tensor | None = None,
     tail: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """dx, and the gradient of `residual` where there is one, from sums over `count` elements per channel.
+    """dx, and the gradient of `residual` where there is one, with given slopes (2, C) or (2, N, C) in float64.
 
-    dx = weight / sqrt(var + eps) (dz - sum(dz) / count - xhat sum(dz xhat) / count).
-    Without `sums` the statistics are constants: dx = weight / sqrt(var + eps) dz.
+    dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1]; without slopes the statistics are constants.
     """
     N, C, S, last = _sizes(x)
     dx = _output(x)
     dresidual = None if residual is None else _output(x)
-    given = torch.empty((2, C), dtype=torch.float64) if sums is None else sums
     _native.channels_backward(
-        N, C, S, DTYPES[x.dtype], last, OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
+        N, C, S, DTYPES[x.dtype], last, mean.dim() > 1, OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], sums is None, float(count),
-        dx.data_ptr(), _address(dresidual), 0, 0, given.data_ptr(),
+        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], slopes is None, _address(slopes),
+        dx.data_ptr(), _address(dresidual), 0, 0, 0,
     )  # fmt: skip
     return dx, dresidual
 
@@ -230,9 +231,9 @@ def _channels_backward(
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.channels_backward(
-        N, C, S, DTYPES[x.dtype], last, SUMS | OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
+        N, C, S, DTYPES[x.dtype], last, False, SUMS | OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean, var, tail, statistics_dtype, constant, 0.0,
+        mean, var, tail, statistics_dtype, constant, 0,
         dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias), 0,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual

@@ -39,6 +39,7 @@ struct Call {
     int64_t of_samples;    // samples of the tensor that the call is a part of
     int stages;
     bool channels_last;  // memory is (N, S, C) instead of (N, C, S)
+    bool affine_per_sample;  // of the group family: weight and bias are (N, C)
     Activation activation;
     bool constant_statistics;  // the statistics do not depend on x: evaluation
     double eps;
@@ -52,11 +53,12 @@ struct Call {
     // Statistics that are given, (G); mean + tail is the mean beyond the bits of f64.
     Parameter mean, var;
     const double* tail;
-    double count;  // elements per channel that given sums were taken over
 
     void *y, *dx, *dresidual;
     double* stats;             // (3, G): mean, biased variance, tail of the mean
-    double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums if not null, an input without it
+    double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums, if not null
+    int64_t sums_stride;       // between the rows of gradient_sums, and of slopes
+    const double* slopes;      // (2, C), of the stage outputs alone: dx = scale dz + slopes[0] xhat + slopes[1]; null: 0
     Parameter dweight, dbias;  // (C)
 };
 

@@ -34,6 +34,7 @@ class Channels {
         totals_ = Totals{next, call.C};
         next += call.C * 4 * (layout_.chunks + 1);
         dz_ = call.gradient_sums ? call.gradient_sums : next;
+        dz_xhat_ = dz_ + (call.gradient_sums ? call.sums_stride : call.C);
         next += call.C * 2;
         by_.f64 = next;
         by_.f32 = reinterpret_cast<float*>(next + stride_ * kFields);
@@ -62,14 +63,14 @@ class Channels {
     template <class Act>
     int64_t backward(Act act) const {
         const bool measured = call_.stages & kSums;
-        const double count = call_.constant_statistics ? 0 : measured ? double(find_positions()) : call_.count;
+        const double count = measured && !call_.constant_statistics ? double(find_positions()) : 0;
         const Upstream<T, Act> upstream{tensor(call_.dy), tensor(call_.residual), act};
         run(
             2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, GradientSumsPass<T, Act>{x(), upstream},
             [](int64_t, int64_t) { return false; },
             [&](int64_t c0, int64_t c1) {
                 if (measured) finish_sums(c0, c1);
-                set_gradient(c0, c1, count);
+                measured ? set_gradient(c0, c1, count) : set_slopes(c0, c1);
             },
             InputGradientPass<T, Act>{x(), upstream, output(call_.dx), output(call_.dresidual)});
         return 0;
@@ -83,7 +84,7 @@ class Channels {
     const int threads_;
     const Scratch memory_;
     Totals totals_;  // those of all chunks, then those of each chunk
-    double* dz_;     // Σ dz, then Σ dz xhat
+    double *dz_, *dz_xhat_;  // Σ dz, Σ dz xhat
     Coefficients by_;
     // Positions whose mean is the shift of the sums. In f64 the first that counts will do, in f32 sums want more.
     static constexpr int kMostSamples = is_half<T> ? 16 : 1;
@@ -192,16 +193,21 @@ class Channels {
     }
     // dx = scale dz - rstd (mean of weight dz) - rstd xhat (mean of weight dz xhat)
     void set_gradient(int64_t c0, int64_t c1, double count) const {
-        const double *dz = dz_, *dz_xhat = dz_ + call_.C;
         for (int64_t c = c0; c < c1; c += group_) {
             double b = 0, constant = 0;
             for (int64_t i = c; i < c + group_ && count > 0; ++i) {
                 const double over = value(call_.weight, i, 1) * coefficients().first(kRstd, i) / (count * double(group_));
-                b -= over * dz_xhat[i];
-                constant -= over * dz[i];
+                b -= over * dz_xhat_[i];
+                constant -= over * dz_[i];
             }
             for (int64_t i = c; i < c + group_; ++i) coefficients().gradient(i, b, constant);
         }
+        coefficients().complete(c0, c1, kHi, kFields);
+    }
+    void set_slopes(int64_t c0, int64_t c1) const {
+        const double* slopes = call_.slopes;
+        for (int64_t c = c0; c < c1; ++c)
+            coefficients().gradient(c, slopes ? slopes[c] : 0, slopes ? slopes[call_.sums_stride + c] : 0);
         coefficients().complete(c0, c1, kHi, kFields);
     }
     void set_shifts(int64_t c0, int64_t c1) const {
@@ -246,12 +252,11 @@ class Channels {
     }
     void finish_sums(int64_t c0, int64_t c1) const {
         const Totals sums = total(c0, c1);
-        double *dz = dz_, *dz_xhat = dz_ + call_.C;
         for (int64_t c = c0; c < c1; ++c) {
-            dz[c] = sums.row(0)[c];
-            dz_xhat[c] = sums.row(1)[c];
-            assign(call_.dbias, c, dz[c]);
-            assign(call_.dweight, c, dz_xhat[c]);
+            dz_[c] = sums.row(0)[c];
+            dz_xhat_[c] = sums.row(1)[c];
+            assign(call_.dbias, c, dz_[c]);
+            assign(call_.dweight, c, dz_xhat_[c]);
         }
     }
 };

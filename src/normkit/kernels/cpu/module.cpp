@@ -63,38 +63,47 @@ P* at(Address address) {
 }
 Parameter parameter(Address address, int dtype) { return {at<void>(address), DType(dtype)}; }
 
-int64_t channels_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int stages, int activation,
-                         double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
-                         Address residual, Address mask, Address mean, Address var, Address tail,
-                         int statistics_dtype, Address stats) {
+// One set of statistics for each channel, or for each sample and channel, parameters alike.
+Call sets(int64_t N, int64_t C, int64_t S, bool per_sample) {
     Call call{};
-    call.N = call.of_samples = N, call.C = call.G = call.stats_stride = C, call.S = S;
+    call.N = call.of_samples = N, call.C = call.G = C, call.S = S;
+    call.affine_per_sample = per_sample;
+    call.stats_stride = call.sums_stride = per_sample ? N * C : C;
+    return call;
+}
+
+int64_t channels_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, bool per_sample, int stages,
+                         int activation, double eps, Address x, Address y, Address weight, Address bias,
+                         int parameter_dtype, Address residual, Address mask, Address mean, Address var, Address tail,
+                         int statistics_dtype, Address stats) {
+    Call call = sets(N, C, S, per_sample);
     call.dtype = DType(dtype), call.channels_last = channels_last;
     call.stages = stages, call.activation = Activation(activation), call.eps = eps;
     call.x = at<void>(x), call.y = at<void>(y), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
     call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
     call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
     call.tail = at<double>(tail), call.stats = at<double>(stats);
-    return run(kernels().channels_forward, call, N * C * S);
+    if (!per_sample) return run(kernels().channels_forward, call, N * C * S);
+    run(kernels().groups_forward, call, N * C * S);
+    return S;
 }
 
-void channels_backward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int stages, int activation,
-                       double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
-                       Address residual, Address mask, Address mean, Address var, Address tail, int statistics_dtype,
-                       bool constant_statistics, double count, Address dx, Address dresidual, Address dweight,
-                       Address dbias, Address sums) {
-    Call call{};
-    call.N = call.of_samples = N, call.C = call.G = call.stats_stride = C, call.S = S;
+void channels_backward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, bool per_sample, int stages,
+                       int activation, double eps, Address x, Address dy, Address weight, Address bias,
+                       int parameter_dtype, Address residual, Address mask, Address mean, Address var, Address tail,
+                       int statistics_dtype, bool constant_statistics, Address slopes, Address dx, Address dresidual,
+                       Address dweight, Address dbias, Address sums) {
+    Call call = sets(N, C, S, per_sample);
     call.dtype = DType(dtype), call.channels_last = channels_last;
     call.stages = stages, call.activation = Activation(activation), call.eps = eps;
     call.x = at<void>(x), call.dy = at<void>(dy), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
     call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
     call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
     call.tail = at<double>(tail);
-    call.constant_statistics = constant_statistics, call.count = count;
+    call.constant_statistics = constant_statistics, call.slopes = at<double>(slopes);
     call.dx = at<void>(dx), call.dresidual = at<void>(dresidual), call.gradient_sums = at<double>(sums);
     call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
-    run(kernels().channels_backward, call, N * C * S);
+    run(per_sample ? kernels().groups_backward : kernels().channels_backward, call, N * C * S);
 }
 
 void groups_forward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int activation,
@@ -183,12 +192,12 @@ NB_MODULE(_native, m) {
           "def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object"),
           "A DLPack capsule over uninitialized memory of the pool.");
     m.def("release_blocks", release_blocks, "Return the idle memory of the pool to the system; its bytes.");
-    m.def("channels_forward", channels_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "stages"_a,
-          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
+    m.def("channels_forward", channels_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a,
+          "per_sample"_a, "stages"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
           "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "stats"_a);
-    m.def("channels_backward", channels_backward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "stages"_a,
-          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
-          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "constant_statistics"_a, "count"_a,
+    m.def("channels_backward", channels_backward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a,
+          "per_sample"_a, "stages"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
+          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "constant_statistics"_a, "slopes"_a,
           "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
     m.def("groups_forward", groups_forward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
           "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a);
