@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: compare test test-all check bench env sanitize clean
+.PHONY: compare test test-all check bench env sanitize arm clean
 
 compare: $(READY)   ## Compare norms on real data; ARGS="--norms none,batch --seeds 3" passes options on.
 	$(BIN)/normkit compare $(ARGS)
@@ -33,6 +33,15 @@ sanitize:           ## The kernels on random shapes under AddressSanitizer, UBSa
 	  cmake --build build/sanitize-$$sanitizer --parallel 2 && \
 	  build/sanitize-$$sanitizer/harness || exit 1; \
 	done
+
+ARM := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+
+arm:                ## The kernels built for 64-bit Arm, in an emulator, against this processor's baseline.
+	cmake -S tests/kernels/arm -B build/arm-here && cmake --build build/arm-here --parallel 2
+	cmake -S tests/kernels/arm -B build/arm $(ARM) && cmake --build build/arm --parallel 2
+	build/arm-here/outputs > build/arm-here/outputs.txt
+	qemu-aarch64-static -L /usr/aarch64-linux-gnu build/arm/outputs > build/arm/outputs.txt
+	$(PYTHON) tests/kernels/arm/compare.py build/arm-here/outputs.txt build/arm/outputs.txt
 
 # Whatever changes the installation is a prerequisite; otherwise a second run installs nothing.
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/normkit/kernels/cpu/*.[ch]pp src/normkit/kernels/cpu/*.cmake)
