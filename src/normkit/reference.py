@@ -294,7 +294,8 @@ def dynamic_tanh(
     Zhu, Chen, He, LeCun and Liu 2025, arXiv:2503.10622.
     """
     x, scale = np.asarray(x, np.float64), float(np.asarray(alpha).item())
-    row = x.shape[x.ndim - np.ndim(weight) :] if weight is not None else np.shape(bias)
+    given = weight if weight is not None else bias
+    row = () if given is None else np.shape(given)
     gamma, beta = _shaped("weight", weight, row), _shaped("bias", bias, row)
     y = np.tanh(scale * x)
     y = y if gamma is None else y * gamma

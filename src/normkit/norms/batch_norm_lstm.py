@@ -54,7 +54,7 @@ class BatchNormLSTMCell(nn.LSTMCell):
         self.norm_hh = RecurrentBatchNorm(4 * hidden_size, *rest, bias=False)
         self.norm_c = RecurrentBatchNorm(hidden_size, *rest)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's knows no steps
         self,
         input: Tensor,
         hx: tuple[Tensor, Tensor] | None = None,
@@ -133,14 +133,18 @@ class BatchNormLSTM(nn.Module):
         if mask is not None and mask.shape != input.shape[:2]:
             raise ValueError(f"mask must be {list(input.shape[:2])}, got {list(mask.shape)}")
         if 0 in input.shape[:2]:
-            raise ValueError(f"sequences need a step and a sample or more, got input size {list(input.shape)}")
+            raise ValueError(
+                f"sequences need a step and a sample or more, got input size {list(input.shape)}"
+            )
         if self.batch_first:
-            input, mask = input.transpose(0, 1), None if mask is None else mask.T
-        states = _zeros(input[0], cell.hidden_size) if hx is None else (hx[0][0], hx[1][0])
-        projected, outputs = F.linear(input, cell.weight_ih), list[Tensor]()
-        for step in range(input.shape[0]):
+            mask = None if mask is None else mask.T
+        projected = F.linear(input, cell.weight_ih)
+        steps = projected.unbind(1 if self.batch_first else 0)
+        states = _zeros(steps[0], cell.hidden_size) if hx is None else (hx[0][0], hx[1][0])
+        outputs: list[Tensor] = []
+        for step, of_input in enumerate(steps):
             now = None if mask is None else mask[step]
-            states = cell.advance(projected[step], states, step, now)
+            states = cell.advance(of_input, states, step, now)
             outputs.append(states[0] if now is None else states[0] * now[:, None])
         output = torch.stack(outputs, 1 if self.batch_first else 0)
         return output, (states[0][None], states[1][None])

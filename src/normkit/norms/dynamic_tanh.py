@@ -42,7 +42,9 @@ def dynamic_tanh(
     """
     inputs.check_last_axes("dynamic tanh", input, normalized_shape, weight=weight, bias=bias)
     if alpha.numel() != 1:
-        raise RuntimeError(f"alpha is one number, got shape {list(alpha.shape)}: one alpha serves all features")
+        raise RuntimeError(
+            f"alpha is one number, got shape {list(alpha.shape)}: one alpha serves all features"
+        )
     inputs.check_device("alpha", alpha, input)
     for name, parameter in (("alpha", alpha), ("weight", weight), ("bias", bias)):
         inputs.check_mixed(name, parameter, input)

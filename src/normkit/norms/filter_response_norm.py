@@ -57,39 +57,50 @@ def filter_response_norm(
     """
     _check(input, eps, learned_eps, weight=weight, bias=bias, threshold=threshold)
     mask = inputs.expand_mask(mask, input)
-    given = {"weight": weight, "bias": bias, "threshold": threshold, "learned_eps": learned_eps}
-    present = {name: parameter for name, parameter in given.items() if parameter is not None}
+    if threshold is None:
+        return _normalize(input, weight, bias, eps, learned_eps, None, mask)
+    # max(y, tau) = relu(y - tau) + tau. Half types are rounded once, when the threshold is back.
+    wide = input.to(torch.promote_types(input.dtype, torch.float32))
+    threshold = threshold.to(wide.dtype)
+    shift = -threshold if bias is None else bias.to(wide.dtype) - threshold
+    weight = None if weight is None else weight.to(wide.dtype)
+    y = _normalize(wide, weight, shift, eps, learned_eps, "relu", mask)
+    return kernels.shifted(y, threshold, mask).to(input.dtype)
+
+
+def _normalize(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    learned_eps: Tensor | None,
+    activation: str | None,
+    mask: Tensor | None,
+) -> Tensor:
+    if mask is None and learned_eps is None:
+        return kernels.groups(input, input.shape[1], weight, bias, eps, activation, centered=False)[0]
+    given = {"weight": weight, "bias": bias, "learned_eps": learned_eps}
+    parameters = {name: parameter for name, parameter in given.items() if parameter is not None}
 
     def combine(
-        mean: Tensor, var: Tensor, _: int | Tensor, *parameters: Tensor
+        mean: Tensor, var: Tensor, _: int | Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        p = dict(zip(present, parameters, strict=True))
+        by = dict(zip(parameters, tensors, strict=True))
         square = mean.square() + var
-        if "learned_eps" in p:
-            square = square + p["learned_eps"].to(square.dtype).abs()
-        shift = p["bias"].to(square.dtype) if "bias" in p else None
-        if "threshold" in p:  # max(y, tau) = relu(y - tau) + tau
-            shift = (0 if shift is None else shift) - p["threshold"].to(square.dtype)
-        return torch.zeros_like(mean), square, p.get("weight"), shift
+        if "learned_eps" in by:
+            square = square + by["learned_eps"].to(square.dtype).abs()
+        return torch.zeros_like(mean), square, by.get("weight"), by.get("bias")
 
-    if threshold is None:
-        return kernels.combined(
-            input, combine, list(present.values()), eps, per_sample=True, mask=mask
-        )[0]
-    # Half types are rounded once, after the threshold is back.
-    wide = input.to(torch.promote_types(input.dtype, torch.float32))
-    y = kernels.combined(
-        wide, combine, list(present.values()), eps, per_sample=True, activation="relu", mask=mask
+    return kernels.combined(
+        input, combine, list(parameters.values()), eps, per_sample=True, activation=activation, mask=mask
     )[0]
-    y = y + threshold.to(wide.dtype).view([-1] + [1] * (input.dim() - 2))
-    return (y if mask is None else y.masked_fill(~mask.unsqueeze(1), 0)).to(input.dtype)
 
 
-def _check(
-    input: Tensor, eps: float, learned_eps: Tensor | None, **parameters: Tensor | None
-) -> None:
+def _check(input: Tensor, eps: float, learned_eps: Tensor | None, **parameters: Tensor | None) -> None:
     if input.dim() < 2:
-        raise ValueError(f"filter response norm takes (N, C) or (N, C, *), got input size {list(input.shape)}")
+        raise ValueError(
+            f"filter response norm takes (N, C) or (N, C, *), got input size {list(input.shape)}"
+        )
     inputs.check_dtype("filter response norm", input)
     if eps < 0:
         raise ValueError(f"filter response norm eps must not be negative, got {eps}")

@@ -12,17 +12,3 @@ def axis(weight: Tensor, dim: int) -> int:
             f"Dimension out of range (expected to be in range of [{-weight.dim()}, {weight.dim() - 1}], but got {dim})"
         )
     return dim % weight.dim()
-
-
-def as_channels(weight: Tensor, dim: int) -> Tensor:
-    """A view (N, C, *) whose channels are the axis dim of the weight, without moving what is in its place."""
-    if weight.dim() == 1:
-        return weight[None]
-    return weight[None] if dim == 0 else weight.movedim(dim, 1)
-
-
-def from_channels(channels: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """The weight again, of what `as_channels` made of it."""
-    if weight.dim() == 1 or dim == 0:
-        return channels[0]
-    return channels.movedim(1, dim)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @contextlib.contextmanager
-def initialize_from_data(model: nn.Module) -> Iterator[None]:
+def initialize_from_data(model: nn.Module) -> Generator[None]:
     r"""Set the lengths and biases of weight norm so that the first batch has mean 0 and variance 1.
 
     .. math:: g \leftarrow \frac{g}{\sigma[t]}, \quad b \leftarrow -\frac{\mu[t]}{\sigma[t]}, \quad t = w x
@@ -50,16 +51,15 @@ def initialize_from_data(model: nn.Module) -> Iterator[None]:
     layers = _layers(model)
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def hook(name: str):
-        def normalize(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(name: str) -> Callable[..., Tensor]:
+        def normalize(layer: Any, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
             axis = output.dim() - 1 if isinstance(layer, nn.Linear) else output.dim() - layer.weight.dim() + 1
             shape = [-1 if d == axis else 1 for d in range(output.dim())]
-            bias = layer.bias
-            assert bias is None or isinstance(bias, Tensor)
+            bias = None if layer.bias is None else layer.bias.detach()
             if name not in found:
                 found[name] = _first(name, output, axis, bias)
             scale, shift = (t.to(output.dtype).view(shape) for t in found[name])
-            return (output if bias is None else output - bias.detach().view(shape)) * scale + shift
+            return (output if bias is None else output - bias.view(shape)) * scale + shift
 
         return normalize
 
@@ -76,23 +76,21 @@ def initialize_from_data(model: nn.Module) -> Iterator[None]:
         _settle(layer, *found[name])
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with weight norm, by name."""
-    layers: dict[str, nn.Module] = {}
+def _layers(model: nn.Module) -> dict[str, Any]:
+    """The linear and convolution layers with weight norm, by name."""
+    layers: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if not parametrize.is_parametrized(module):
-            continue
-        chains: nn.ModuleDict = module.parametrizations  # pyright: ignore[reportAssignmentType]
+        chains: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
         for tensor, chain in chains.items():
-            if isinstance(chain[0], WeightNorm):  # pyright: ignore[reportIndexIssue]
-                _check(name, module, tensor, chain[0].dim, len(chain))  # pyright: ignore
+            if isinstance(chain[0], WeightNorm):
+                _check(name, module, tensor, chain[0].dim, len(chain))
                 layers[name] = module
     if not layers:
         raise ValueError("no layer has weight norm: call normkit.weight_norm on those that shall")
     return layers
 
 
-def _check(name: str, module: nn.Module, tensor: str, dim: int, length: int) -> None:
+def _check(name: str, module: Any, tensor: str, dim: int, length: int) -> None:
     place = f"{name or 'the model'} ({type(module).__name__}.{tensor})"
     if not isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)) or tensor != "weight" or length > 1:
         raise ValueError(
@@ -118,15 +116,15 @@ def _first(name: str, output: Tensor, axis: int, bias: Tensor | None) -> tuple[T
     scale = var.rsqrt()
     if bias is None:
         return scale, torch.zeros_like(scale)
-    return scale, -(moments.mean - bias.detach().double()) * scale
+    return scale, -(moments.mean - bias.double()) * scale
 
 
 @torch.no_grad()
-def _settle(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
-    g = layer.parametrizations.weight.original0  # pyright: ignore
+def _settle(layer: Any, scale: Tensor, shift: Tensor) -> None:
+    g = layer.parametrizations.weight.original0
     g.copy_(g * scale.view(g.shape))
     if layer.bias is not None:
-        layer.bias.copy_(shift)  # pyright: ignore
+        layer.bias.copy_(shift)
 
 
 def _listed(names: list[str]) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils import parametrizations
 
 from normkit import kernels
-from normkit.norms.weights.axes import as_channels, axis, from_channels
+from normkit.norms import inputs
+from normkit.norms.weights.axes import axis
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
@@ -38,23 +39,22 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     if dim is None or dim == -1:
         if g.numel() != 1:
             raise RuntimeError(f"g of a whole weight is one number, got shape {list(g.shape)}")
-        return _unit(v.reshape(1, 1, -1), g.reshape(1)).view(v.shape)
+        return _of_length(v.reshape(1, 1, -1), g.reshape(1)).view(v.shape)
     dim = axis(v, dim)
     shape = [size if d == dim else 1 for d, size in enumerate(v.shape)]
     if list(g.shape) != shape:
-        raise RuntimeError(f"g must have the shape {shape}, one length for each slice of v, got {list(g.shape)}")
-    return from_channels(_unit(as_channels(v, dim), g.flatten()), v, dim)
+        raise RuntimeError(
+            f"g must have the shape {shape}, one length for each slice of v, got {list(g.shape)}"
+        )
+    # Not [0], whose gradient is a copy.
+    return _of_length(v.movedim(dim, 0).unsqueeze(0), g.flatten()).squeeze(0).movedim(0, dim)
 
 
-def _unit(v: Tensor, g: Tensor) -> Tensor:
-    """Each channel of v (N, C, *) at the length g (C)."""
-    root = math.sqrt(v.numel() // max(v.shape[1], 1))
-
-    def combine(mean: Tensor, var: Tensor, _: int | Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        # The norm is the root mean square times the root of the count. Nothing is centred.
-        return torch.zeros_like(mean), mean.square() + var, g.to(mean.dtype) / root, None
-
-    return kernels.combined(v, combine, [g], 0.0)[0]
+def _of_length(v: Tensor, g: Tensor) -> Tensor:
+    """Each channel of v (1, C, *) at the length g (C)."""
+    # The root mean square of n values is their length divided by the root of n.
+    root = math.sqrt(inputs.count(v.shape[2:]))
+    return kernels.groups(v, v.shape[1], g / root, None, 0.0, centered=False)[0]
 
 
 class WeightNorm(parametrizations._WeightNorm):  # pyright: ignore[reportPrivateUsage]

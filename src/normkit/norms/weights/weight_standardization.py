@@ -29,6 +29,7 @@ def weight_standardization(weight: Tensor, eps: float = 1e-10, *, dim: int = 0) 
     Qiao, Wang, Liu, Shen and Yuille, "Micro-Batch Training with Batch-Channel Normalization and Weight
     Standardization", 2019.
 
+    >>> import torch
     >>> weight_standardization(torch.tensor([[1.0, 3.0], [10.0, 30.0]]))
     tensor([[-1.,  1.],
             [-1.,  1.]])
