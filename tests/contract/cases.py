@@ -164,6 +164,66 @@ def _gn(groups: int, **kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _frn(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial(nk.FilterResponseNorm, 6),
+        "forward": reference.filter_response_norm,
+        "centered": False,
+        "magnitudes": _filter_response_magnitudes,
+        **kwargs,
+    }
+
+
+def _filter_response_magnitudes(
+    cache: reference.FilterResponseCache, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """The threshold is taken off and put back, so it counts among the terms of y."""
+    magnitudes = _magnitudes(cache, dz, parameters)
+    slopes = magnitudes["|gamma|"] * np.abs(dz * cache.xhat)
+    variance = np.expand_dims(cache.var + cache.eps, cache.axes)
+    magnitudes["|dthreshold|"] = np.abs(dz).sum()
+    magnitudes["|dlearned_eps|"] = (slopes / (2 * variance)).sum()
+    if (threshold := parameters.get("threshold")) is not None:
+        shape = [-1 if axis == 1 else 1 for axis in range(dz.ndim)]
+        magnitudes["|y|"] = magnitudes["|y|"] + 2 * np.abs(threshold.reshape(shape))
+    return magnitudes
+
+
+def _tanh_magnitudes(
+    cache: reference.TanhCache, dy: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """The slope 1 - tanh² is a difference of numbers of the size of 1."""
+    gamma, beta = (0 if p is None else np.abs(p) for p in (parameters["weight"], parameters["bias"]))
+    gamma = np.ones(()) if parameters["weight"] is None else gamma
+    t = np.abs(np.tanh(cache.alpha * cache.x))
+    return {
+        "|y|": gamma * t + beta,
+        "|gamma|": np.broadcast_to(gamma, t.shape),
+        "|dx|": gamma * np.abs(dy) * cache.alpha,
+        "|dweight|": np.abs(dy * t).sum(),
+        "|dbias|": np.abs(dy).sum(),
+        "|dalpha|": (gamma * np.abs(dy * cache.x)).sum(),
+    }
+
+
+class _AtStep(nk.RecurrentBatchNorm):
+    """The contract calls a layer with its input alone."""
+
+    def forward(self, input: Tensor, *, step: int = 1) -> Tensor:
+        return super().forward(input, step=step)
+
+
+def _tanh(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial(nk.DynamicTanh, 12),
+        "forward": reference.dynamic_tanh,
+        "magnitudes": _tanh_magnitudes,
+        "centered": False,
+        "feature_axis": -1,
+        **kwargs,
+    }
+
+
 CASES = (
     Case("batch1d", shape=(16, 6), **_bn(1)),
     Case("batch1d-sequence", shape=(5, 6, 7), **_bn(1)),
@@ -205,6 +265,29 @@ CASES = (
         **_in(2, options={"affine": True, "track_running_stats": True}),
     ),
     Case("instance2d-relu", shape=(4, 6, 5, 3), **_in(2, activation="relu", options={"affine": True})),
+    Case("filter-response", shape=(4, 6, 5, 3), **_frn()),
+    Case("filter-response-flat", shape=(4, 6), **_frn(options={"learn_eps": True})),
+    Case("filter-response-plain", shape=(4, 6, 7), **_frn(options={"affine": False})),
+    Case(
+        "filter-response-3d", shape=(3, 6, 2, 3, 4), **_frn(options={"learn_eps": True, "threshold": False})
+    ),
+    Case("dynamic-tanh", shape=(4, 5, 12), **_tanh()),
+    Case("dynamic-tanh-no-bias", shape=(4, 12), **_tanh(options={"bias": False})),
+    Case("dynamic-tanh-plain", shape=(4, 12), **_tanh(options={"elementwise_affine": False})),
+    Case(
+        "recurrent",
+        ours=partial(_AtStep, 6),
+        shape=(16, 6),
+        forward=_batch,
+        options={"max_length": 3},
+    ),
+    Case(
+        "recurrent-convolution",
+        ours=partial(_AtStep, 6),
+        shape=(4, 6, 5, 3),
+        forward=_batch,
+        options={"max_length": 1, "momentum": None},
+    ),
 )
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

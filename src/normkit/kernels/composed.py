@@ -121,6 +121,11 @@ def combined(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Normalize x (N, C, *) by what combine makes of its moments: y; mean, biased variance in rows; count."""
+    if x.dim() == 2 and per_sample:  # no axis to take a statistic over, and torch takes none for all
+        whole, of_one = x.unsqueeze(2), None if residual is None else residual.unsqueeze(2)
+        of_mask = None if mask is None else mask.unsqueeze(1)
+        y, stats, count = combined(whole, combine, parameters, eps, True, activation, of_one, of_mask)
+        return y.squeeze(2), stats, count
     dims = [*([] if per_sample else [0]), *range(2, x.dim())]
     spatial = [1] * (x.dim() - 2)
     mask = None if mask is None else mask.unsqueeze(1)
