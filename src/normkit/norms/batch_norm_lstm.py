@@ -67,7 +67,7 @@ class BatchNormLSTMCell(nn.LSTMCell):
             raise ValueError(f"input must be (N, {self.input_size}), got {list(input.shape)}")
         if hx is None:
             hx = _zeros(input, self.hidden_size)
-        return self.advance(F.linear(input, self.weight_ih), hx, step, mask)
+        return self.advance(F.linear(_kept(input, mask), self.weight_ih), hx, step, mask)
 
     def advance(
         self, projected: Tensor, hx: tuple[Tensor, Tensor], step: int, mask: Tensor | None
@@ -130,23 +130,20 @@ class BatchNormLSTM(nn.Module):
         if input.dim() != 3 or input.shape[2] != cell.input_size:
             axes = "N, T" if self.batch_first else "T, N"
             raise ValueError(f"input must be ({axes}, {cell.input_size}), got {list(input.shape)}")
-        if mask is not None and mask.shape != input.shape[:2]:
-            raise ValueError(f"mask must be {list(input.shape[:2])}, got {list(mask.shape)}")
         if 0 in input.shape[:2]:
             raise ValueError(
                 f"sequences need a step and a sample or more, got input size {list(input.shape)}"
             )
-        if self.batch_first:
-            mask = None if mask is None else mask.T
-        projected = F.linear(input, cell.weight_ih)
-        steps = projected.unbind(1 if self.batch_first else 0)
+        projected = F.linear(_kept(input, mask), cell.weight_ih)
+        time = 1 if self.batch_first else 0
+        steps = projected.unbind(time)
         states = _zeros(steps[0], cell.hidden_size) if hx is None else (hx[0][0], hx[1][0])
         outputs: list[Tensor] = []
         for step, of_input in enumerate(steps):
-            now = None if mask is None else mask[step]
+            now = None if mask is None else mask.select(time, step)
             states = cell.advance(of_input, states, step, now)
             outputs.append(states[0] if now is None else states[0] * now[:, None])
-        output = torch.stack(outputs, 1 if self.batch_first else 0)
+        output = torch.stack(outputs, time)
         return output, (states[0][None], states[1][None])
 
     def extra_repr(self) -> str:
@@ -157,3 +154,14 @@ class BatchNormLSTM(nn.Module):
 def _zeros(input: Tensor, hidden_size: int) -> tuple[Tensor, Tensor]:
     zeros = input.new_zeros(input.shape[0], hidden_size)
     return zeros, zeros
+
+
+def _kept(input: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero where a sequence has ended, for NaN there would reach the gradient of the weight."""
+    if mask is None:
+        return input
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, false where a sequence has ended, got {mask.dtype}")
+    if mask.shape != input.shape[:-1]:
+        raise ValueError(f"mask must be {list(input.shape[:-1])}, got {list(mask.shape)}")
+    return input.masked_fill(~mask.unsqueeze(-1), 0)
