@@ -80,6 +80,8 @@ def surface() -> str:
             lines += [f"{name}.{n}{inspect.signature(getattr(value, n))}" for n in members]
             continue
         lines.append(f"{name}{inspect.signature(value)}")
+        if inspect.isfunction(value):
+            continue
         if issubclass(value, torch.nn.Module):
             lines.append(f"{name}.forward{inspect.signature(value.forward)}")
         else:

@@ -110,6 +110,14 @@ def instance(shape: Index) -> Norm:
     return Norm("instance", shape, lambda x, w, b: reference.instance_norm(x, w, b, EPS), lambda i: i[:2])
 
 
+def filter_response(shape: Index, mask: NDArray[np.bool_] | None = None) -> Norm:
+    def forward(x: Array, weight: Array | None, bias: Array | None) -> tuple[Array, Cache]:
+        return reference.filter_response_norm(x, weight, bias, eps=EPS, mask=mask)
+
+    name = "filter-response" if mask is None else "filter-response-mask"
+    return Norm(name, shape, forward, lambda i: i[:2], mean=np.zeros(shape[:2]), mask=mask)
+
+
 MASK_1D = np.array([True, False, True, True, True])
 MASK_2D = np.array([[True, True, False], [True, False, False], [True, True, True], [False, False, False]])
 NORMS = [
@@ -120,6 +128,7 @@ NORMS = [
     *(rms((3, 4), 1), rms((2, 3, 2, 2), 3)),
     *(group((2, 4), 2), group((2, 6, 3), 3), group((2, 4, 2, 2), 1)),
     *(instance((3, 2, 4)), instance((2, 2, 2, 3))),
+    *(filter_response((3, 2, 4)), filter_response((2, 2, 2, 3)), filter_response((4, 2, 3), MASK_2D)),
 ]
 every_norm = pytest.mark.parametrize("norm", NORMS, ids=str)
 
@@ -258,6 +267,101 @@ def test_backward_loses_no_digits_to_a_large_mean(norm: Norm) -> None:
         strict=True,
     ):
         close(far, near, atol=64 * U * np.abs(dy).sum())  # a few roundings of the terms
+
+
+def derivative(f: Callable[[Array], float], at: Array | float) -> Array:
+    return slopes(f, np.asarray(at, np.float64))
+
+
+@pytest.mark.parametrize("learned_eps", [0.3, -0.3, None])
+def test_backward_of_the_threshold_and_the_learned_eps(learned_eps: float | None) -> None:
+    rng = np.random.default_rng(20)
+    x, dz = rng.standard_normal((2, 3, 2, 5))
+    names = ["weight", "bias", "threshold"] + ["learned_eps"] * (learned_eps is not None)
+    values = [rng.uniform(0.5, 2.0, 2), rng.standard_normal(2), rng.standard_normal(2), np.array(learned_eps)]
+    given = dict(zip(names, values, strict=False))
+
+    def loss(**changed: Array) -> float:
+        arguments = {"x": x, **given, **changed}
+        return float((dz * reference.filter_response_norm(**arguments, eps=EPS)[0]).sum())
+
+    _, cache = reference.filter_response_norm(x, **given, eps=EPS)
+    assert cache.above is not None
+    assert 0 < cache.above.sum() < cache.above.size
+    gradients = dict(zip(["x", *names], reference.backward(dz, cache), strict=True))
+    for name, value in {"x": x, **given}.items():
+        expected = derivative(lambda a, n=name: loss(**{n: a}), value)
+        close(gradients[name], expected, atol=1e-9)  # as above
+
+
+def test_filter_response_norm_is_torch_operations() -> None:
+    rng = np.random.default_rng(21)
+    x, (weight, bias, threshold) = rng.standard_normal((3, 2, 4, 4)), rng.standard_normal((3, 2))
+    z, _ = reference.filter_response_norm(x, weight, bias, threshold, 1e-6, 1e-4)
+    t, w, b, tau = (torch.from_numpy(a) for a in (x, weight, bias, threshold))
+    w, b, tau = (p.view(1, 2, 1, 1) for p in (w, b, tau))
+    nu = t.square().mean((2, 3), keepdim=True)
+    close(z, torch.maximum(w * t * torch.rsqrt(nu + 1e-6 + 1e-4) + b, tau).numpy(), atol=64 * U)
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+def test_backward_of_dynamic_tanh(affine: bool) -> None:
+    rng = np.random.default_rng(22)
+    x, dy = rng.standard_normal((2, 3, 4))
+    given: dict[str, Array] = {"alpha": np.array(0.7)}
+    if affine:
+        given |= {"weight": rng.standard_normal(4), "bias": rng.standard_normal(4)}
+
+    def loss(**changed: Array) -> float:
+        return float((dy * reference.dynamic_tanh(**{"x": x, **given, **changed})[0]).sum())
+
+    y, cache = reference.dynamic_tanh(x, **given)
+    close(y, given.get("weight", 1) * np.tanh(0.7 * x) + given.get("bias", 0), atol=8 * U * np.abs(y).max())
+    gradients = dict(zip(["x", "weight", "bias", "alpha"], reference.backward(dy, cache), strict=True))
+    for name, value in {"x": x, **given}.items():
+        close(gradients[name], derivative(lambda a, n=name: loss(**{n: a}), value), atol=1e-9)
+    assert affine or gradients["weight"] is gradients["bias"] is None
+
+
+# Weights.
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 4), 0), ((3, 4), 1), ((2, 3, 4), 1), ((5,), 0)])
+def test_weight_norm(shape: Index, dim: int) -> None:
+    """The lengths are g, the directions those of v; and the gradient is the slope."""
+    rng = np.random.default_rng(23)
+    v, g, dw = rng.standard_normal(shape), rng.uniform(0.5, 2.0, shape[dim]), rng.standard_normal(shape)
+    w, cache = reference.weight_norm(v, g, dim)
+    others = tuple(axis for axis in range(len(shape)) if axis != dim)
+    close(np.sqrt((w**2).sum(axis=others)), g, atol=8 * U * g.max())
+    lengths = np.sqrt((v**2).sum(axis=others, keepdims=True))
+    close(w * lengths, v * np.expand_dims(g, others), atol=16 * U * np.abs(v).max() * g.max())
+    dv, dgamma, _ = reference.backward(dw, cache)
+    assert dgamma is not None
+    close(dv, slopes(lambda a: float((dw * reference.weight_norm(a, g, dim)[0]).sum()), v), atol=1e-8)
+    root = math.sqrt(v.size // shape[dim])
+    close(
+        dgamma / root, slopes(lambda a: float((dw * reference.weight_norm(v, a, dim)[0]).sum()), g), atol=1e-8
+    )
+
+
+def test_weight_standardization_is_layer_norm_of_each_filter() -> None:
+    weight = np.random.default_rng(24).standard_normal((4, 3, 2))
+    atol = 16 * U * 3  # values of up to 3
+    close(reference.weight_standardization(weight, EPS)[0], reference.layer_norm(weight, 2, eps=EPS)[0], atol)
+    other = reference.weight_standardization(np.moveaxis(weight, 0, 1), EPS, dim=1)[0]
+    close(np.moveaxis(other, 1, 0), reference.layer_norm(weight, 2, eps=EPS)[0], atol)
+
+
+def test_spectral_norm() -> None:
+    """The largest singular value is 1; and the gradient is the slope."""
+    rng = np.random.default_rng(25)
+    w, dy = rng.standard_normal((2, 3, 4))
+    y, (u, sigma, v) = reference.spectral_norm(w)
+    close(np.linalg.svd(y)[1][:1], [1.0], atol=8 * U)
+    close(w @ v, sigma * u, atol=32 * U * sigma)
+    expected = slopes(lambda a: float((dy * reference.spectral_norm(a)[0]).sum()), w)
+    close(reference.spectral_norm_backward(dy, w), expected, atol=1e-8)  # an SVD errs by a few u more
 
 
 # Masks.

@@ -10,10 +10,17 @@ A norm answers three questions, and each function here is its three answers:
     RMS          last k                 x, the mean is 0    last k, no bias
     group        space, C/G channels    x                   channel
     instance     space                  x                   channel
+    filter       space                  x, the mean is 0    channel, then max(y, τ)
+      response
+    weight       a weight's filter      v, the mean is 0    filter, no bias
+    weight       a weight's filter      the weight          none
+      standard.
+
+Dynamic tanh and spectral norm stand beside them: one has no statistic, the other's is a singular value.
 
 The rest is one pair that all share, `_standardize` and `_standardize_backward`. Arrays are converted to
 float64; x has shape (N, C, *spatial) unless stated. Every norm returns (y, cache), and `backward(dy, cache)`
-serves them all. Of packages this file needs NumPy alone, and no other module of this package imports it.
+serves all but spectral norm. Of packages this file needs NumPy alone, and no other module of this package imports it.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -162,6 +170,151 @@ def instance_norm(
     return _normalize(x, tuple(range(2, np.ndim(x))), (1,), eps, weight, bias)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FilterResponseCache(Cache):
+    """What filter response norm keeps besides."""
+
+    above: NDArray[np.bool_] | None  # where y > τ; None without a threshold
+    learned_eps: float | None
+
+
+def filter_response_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    threshold: ArrayLike | None = None,
+    eps: float = 1e-6,
+    learned_eps: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> tuple[Array, FilterResponseCache]:
+    """Filter response norm: each channel of each sample is divided by its root mean square over space.
+
+    z = max(y, τ_c), y = γ_c x / √(ν²_nc + ε) + β_c, ν²_nc = mean over space of x², ε = eps + |learned_eps|
+
+    weight, bias and threshold τ: (C,). learned_eps: one number. mask: as in `batch_norm`. Without a threshold
+    z = y. Singh and Krishnan 2020, arXiv:1911.09737.
+    """
+    n, channels, *space = np.shape(x)
+    learned = None if learned_eps is None else float(np.asarray(learned_eps).item())
+    y, cache = _normalize(
+        x,
+        tuple(range(2, 2 + len(space))),
+        (1,),
+        eps + abs(learned or 0.0),
+        weight,
+        bias,
+        mean=np.zeros((n, channels)),
+        mask=mask,
+    )
+    tau, above = _shaped("threshold", threshold, (channels,)), None
+    if tau is not None:
+        tau = np.expand_dims(tau, _others((1,), y.ndim))
+        above, y = y > tau, np.where(cache.valid, np.maximum(y, tau), 0.0)
+    return y, FilterResponseCache(**vars(cache), above=above, learned_eps=learned)
+
+
+def filter_response_backward(dz: ArrayLike, cache: FilterResponseCache) -> tuple[Array | None, ...]:
+    """The gradients dx, dweight, dbias, then those of the threshold and of learned_eps where these were given.
+
+    dτ = Σ dz where τ was the larger; ∂x̂/∂ε = -½ x̂ / (ν² + ε)
+    """
+    dz = np.where(cache.valid, np.asarray(dz, np.float64), 0.0)
+    others = _others((1,), dz.ndim)
+    dy = dz if cache.above is None else np.where(cache.above, dz, 0.0)
+    dx, dweight, dbias = _normalize_backward(dy, cache)
+    gradients = [dx, dweight, dbias]
+    if cache.above is not None:
+        gradients.append((dz - dy).sum(axis=others))
+    if cache.learned_eps is not None:
+        dxhat = dy if cache.weight is None else dy * np.expand_dims(cache.weight, others)
+        slope = -0.5 * (dxhat * cache.xhat).sum(axis=cache.axes) / (cache.var + cache.eps)
+        gradients.append(np.sign(cache.learned_eps) * slope.sum())
+    return tuple(gradients)
+
+
+def weight_norm(v: ArrayLike, g: ArrayLike, dim: int = 0) -> tuple[Array, Cache]:
+    """Weight norm: the length of each filter of a weight is a parameter, and v gives its direction alone.
+
+    w_o = g_o v_o / ‖v_o‖ = (g_o / √M) v_o / √(mean(v_o²)), M being the values of a filter
+
+    v: any shape, axis `dim` of which counts the filters. g: (O,). The gradient of the cache's weight, g / √M,
+    is √M times that of g. Salimans and Kingma 2016, arXiv:1602.07868.
+    """
+    shape = np.shape(v)
+    filters, size = shape[dim], math.prod(shape) // shape[dim]
+    gamma = np.asarray(g, np.float64) / math.sqrt(size)
+    return _normalize(v, _others((dim,), len(shape)), (dim,), 0.0, gamma, mean=np.zeros(filters))
+
+
+def weight_standardization(weight: ArrayLike, eps: float, dim: int = 0) -> tuple[Array, Cache]:
+    """Weight standardization: each filter of a weight has mean 0 and variance 1, biased.
+
+    ŵ_o = (w_o - μ_o) / √(σ²_o + ε)
+
+    weight: any shape, axis `dim` of which counts the filters. Qiao et al. 2019, arXiv:1903.10520.
+    """
+    return _normalize(weight, _others((dim,), np.ndim(weight)), (dim,), eps)
+
+
+def spectral_norm(weight: ArrayLike) -> tuple[Array, tuple[Array, float, Array]]:
+    """Spectral norm: a matrix divided by its largest singular value; and u, σ, v with w v = σ u.
+
+    ŵ = w / σ. Miyato et al. 2018, arXiv:1802.05957.
+    """
+    w = np.asarray(weight, np.float64)
+    u, sigma, v = np.linalg.svd(w)
+    return w / sigma[0], (u[:, 0], float(sigma[0]), v[0])
+
+
+def spectral_norm_backward(dy: ArrayLike, weight: ArrayLike) -> Array:
+    """The gradient of the matrix: dw = (dŵ - (Σ dŵ ŵ) u vᵀ) / σ, as ∂σ/∂w = u vᵀ."""
+    y, (u, sigma, v) = spectral_norm(weight)
+    dy = np.asarray(dy, np.float64)
+    return (dy - (dy * y).sum() * np.outer(u, v)) / sigma
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TanhCache:
+    """What dynamic tanh keeps for its backward pass."""
+
+    x: Array
+    alpha: float
+    weight: Array | None
+    bias: Array | None
+
+
+def dynamic_tanh(
+    x: ArrayLike, alpha: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None
+) -> tuple[Array, TanhCache]:
+    """Dynamic tanh: what layer norm does to large values, without a statistic.
+
+    y = γ tanh(α x) + β, elementwise in the row
+
+    alpha: one number. weight and bias: the shape of a row, the last axes of x.
+    Zhu, Chen, He, LeCun and Liu 2025, arXiv:2503.10622.
+    """
+    x, scale = np.asarray(x, np.float64), float(np.asarray(alpha).item())
+    given = weight if weight is not None else bias
+    row = () if given is None else np.shape(given)
+    gamma, beta = _shaped("weight", weight, row), _shaped("bias", bias, row)
+    y = np.tanh(scale * x)
+    y = y if gamma is None else y * gamma
+    y = y if beta is None else y + beta
+    return y, TanhCache(x=x, alpha=scale, weight=gamma, bias=beta)
+
+
+def dynamic_tanh_backward(dy: ArrayLike, cache: TanhCache) -> tuple[Array | None, ...]:
+    """The gradients dx, dweight, dbias and dalpha: with t = tanh(α x), dt = γ dy, dx = α dt t', dα = Σ dt t' x."""
+    dy = np.asarray(dy, np.float64)
+
+    def over_rows(a: Array, parameter: Array | None) -> Array | None:
+        return None if parameter is None else a.sum(axis=tuple(range(a.ndim - parameter.ndim)))
+
+    dz = (dy if cache.weight is None else dy * cache.weight) * _tanh_derivative(cache.alpha * cache.x)
+    dweight = over_rows(dy * np.tanh(cache.alpha * cache.x), cache.weight)
+    return dz * cache.alpha, dweight, over_rows(dy, cache.bias), np.asarray((dz * cache.x).sum())
+
+
 def batchnorm_forward(
     x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: float = 1e-5
 ) -> tuple[Array, Cache]:
@@ -178,15 +331,27 @@ def batchnorm_forward(
 
 def batchnorm_backward(dout: ArrayLike, cache: Cache) -> tuple[Array, Array | None, Array | None]:
     """The gradients (dx, dgamma, dbeta) of `batchnorm_forward`, from dout, the gradient of its output."""
-    return backward(dout, cache)
+    return _normalize_backward(dout, cache)
 
 
-def backward(dy: ArrayLike, cache: Cache) -> tuple[Array, Array | None, Array | None]:
-    """The gradients (dx, dweight, dbias) of any norm of this file, from dy, the gradient of its y.
+def backward(dy: ArrayLike, cache: Cache | TanhCache) -> tuple[Any, ...]:
+    """The gradients of any norm of this file, from dy, the gradient of its y: dx, dweight, dbias, and others.
+
+    dweight and dbias are None where the norm was given none.
+    """
+    if isinstance(cache, FilterResponseCache):
+        return filter_response_backward(dy, cache)
+    if isinstance(cache, TanhCache):
+        return dynamic_tanh_backward(dy, cache)
+    return _normalize_backward(dy, cache)
+
+
+def _normalize_backward(dy: ArrayLike, cache: Cache) -> tuple[Array, Array | None, Array | None]:
+    """The gradients of `_normalize`.
 
     y = γ x̂ + β, hence dβ = Σ dy, dγ = Σ dy x̂ (over the axes along which γ and β are repeated), dx̂ = γ dy
 
-    dweight and dbias are None where the norm was given none. Padding has dx = 0 and contributes nothing.
+    Padding has dx = 0 and contributes nothing.
     """
     dy = np.asarray(dy, np.float64)
     if dy.shape != cache.xhat.shape:

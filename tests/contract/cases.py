@@ -1,7 +1,7 @@
 """The layers that the contract holds for. A new norm joins by one line of `CASES`.
 
-A case knows how to make our layer and torch's (its twin), an input, and what `normkit.reference` says of it.
-Everything else in this folder runs over all cases and knows no layer by name.
+A case knows how to make our layer and torch's (its twin, where torch has one), an input, and what
+`normkit.reference` says of it. Everything else in this folder runs over all cases and knows no layer by name.
 """
 
 from __future__ import annotations
@@ -26,15 +26,24 @@ DTYPES = tuple(UNIT)
 
 @dataclass(frozen=True)
 class Case:
-    """One layer in one configuration."""
+    """One layer in one configuration.
+
+    forward is a function of `reference`, (x, weight, bias, **other) -> (y, cache), other being what else the
+    layer learns, by name. `reference.backward(dy, cache)` returns the gradients in that order, x first.
+    """
 
     name: str
     ours: Callable[..., nn.Module]
-    twin: Callable[..., nn.Module]
     shape: tuple[int, ...]
-    forward: Callable[..., tuple[np.ndarray, reference.Cache]]  # of reference: (x, weight, bias) -> y, cache
+    forward: Callable[..., tuple[np.ndarray, Any]]
+    twin: Callable[..., nn.Module] | None = None
     activation: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    centered: bool = True  # a constant input comes out as the bias
+    feature_axis: int = 1  # its size is fixed by the layer
+    magnitudes: Callable[..., dict[str, np.ndarray]] | None = (
+        None  # for a cache that `_magnitudes` cannot read
+    )
 
     def make(self, *, seed: int = 0, **kwargs: Any) -> nn.Module:
         """Our layer, its affine parameters away from one and zero."""
@@ -42,6 +51,7 @@ class Case:
 
     def make_twin(self, *, seed: int = 0, **kwargs: Any) -> nn.Module:
         """torch's layer with the same parameters; the activation is not part of it."""
+        assert self.twin is not None, "for the cases of every_twin"
         return _shake(self.twin(**self.options, **kwargs), seed)
 
     def input(self, dtype: torch.dtype = torch.float32, *, seed: int = 1, offset: float = 0.0) -> Tensor:
@@ -54,37 +64,44 @@ class Case:
 
     def expected(self, layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, np.ndarray]:
         """Output and gradients by the specification; under "|y|", "|dx|"... what error bounds refer to."""
-        weight, bias = (_array(getattr(layer, name, None)) for name in ("weight", "bias"))
-        z, cache = self.forward(_array(x), weight, bias)
+        names = ["weight", "bias", *(n for n, _ in layer.named_parameters() if n not in ("weight", "bias"))]
+        parameters = {name: _array(getattr(layer, name, None)) for name in names}
+        z, cache = self.forward(_array(x), **parameters)
         activate, derivative = reference.ACTIVATIONS.get(self.activation, (lambda v: v, np.ones_like))
         dz = _array(dy) * derivative(z)
-        dx, dweight, dbias = reference.backward(dz, cache)
-        shape = [n if i in cache.affine_axes else 1 for i, n in enumerate(z.shape)]
-        gamma = np.ones(shape) if weight is None else np.abs(weight.reshape(shape))
-        beta = np.zeros(shape) if bias is None else np.abs(bias.reshape(shape))
-
-        def set_mean(a: np.ndarray) -> np.ndarray:
-            """The mean over the elements that share a statistic, at each of them."""
-            view = a.reshape(cache.valid.shape)
-            return np.broadcast_to(view.mean(cache.axes, keepdims=True), view.shape).reshape(a.shape)
-
-        sigma = np.sqrt(np.expand_dims(cache.var, cache.axes) + cache.eps)
-        sigma = np.broadcast_to(sigma, cache.valid.shape).reshape(z.shape)
-        g, xhat = gamma * np.abs(dz), np.abs(cache.xhat)
-        return {
-            "y": activate(z),
-            "|y|": gamma * xhat + beta,
-            "|gamma|": gamma,
-            "dx": dx,
-            "|dx|": (g + set_mean(g) + xhat * set_mean(g * xhat)) / sigma,
-            "dweight": dweight,
-            "|dweight|": np.abs(dz * xhat).sum(),
-            "dbias": dbias,
-            "|dbias|": np.abs(dz).sum(),
-        }
+        dx, *rest = reference.backward(dz, cache)
+        gradients = {f"d{name}": gradient for name, gradient in zip(names, rest, strict=True)}
+        magnitudes = (self.magnitudes or _magnitudes)(cache, dz, parameters)
+        return {"y": activate(z), "dx": dx, **gradients, **magnitudes}
 
     def _activation(self) -> dict[str, str]:
         return {} if self.activation is None else {"activation": self.activation}
+
+
+def _magnitudes(
+    cache: reference.Cache, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """What error bounds refer to: the terms of each result, without their signs."""
+    shape = [n if i in cache.affine_axes else 1 for i, n in enumerate(dz.shape)]
+    weight, bias = parameters["weight"], parameters["bias"]
+    gamma = np.ones(shape) if weight is None else np.abs(weight.reshape(shape))
+    beta = np.zeros(shape) if bias is None else np.abs(bias.reshape(shape))
+
+    def set_mean(a: np.ndarray) -> np.ndarray:
+        """The mean over the elements that share a statistic, at each of them."""
+        view = a.reshape(cache.valid.shape)
+        return np.broadcast_to(view.mean(cache.axes, keepdims=True), view.shape).reshape(a.shape)
+
+    sigma = np.sqrt(np.expand_dims(cache.var, cache.axes) + cache.eps)
+    sigma = np.broadcast_to(sigma, cache.valid.shape).reshape(dz.shape)
+    g, xhat = gamma * np.abs(dz), np.abs(cache.xhat)
+    return {
+        "|y|": gamma * xhat + beta,
+        "|gamma|": gamma,
+        "|dx|": (g + set_mean(g) + xhat * set_mean(g * xhat)) / sigma,
+        "|dweight|": np.abs(dz * xhat).sum(),
+        "|dbias|": np.abs(dz).sum(),
+    }
 
 
 def _shake(layer: nn.Module, seed: int) -> nn.Module:
@@ -133,6 +150,7 @@ def _ln(*shape: int, **kwargs: Any) -> dict[str, Any]:
         "ours": partial(nk.LayerNorm, shape),
         "twin": partial(nn.LayerNorm, shape),
         "forward": _layer(len(shape)),
+        "feature_axis": -1,
         **kwargs,
     }
 
@@ -142,6 +160,66 @@ def _gn(groups: int, **kwargs: Any) -> dict[str, Any]:
         "ours": partial(nk.GroupNorm, groups, 6),
         "twin": partial(nn.GroupNorm, groups, 6),
         "forward": _group(groups),
+        **kwargs,
+    }
+
+
+def _frn(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial(nk.FilterResponseNorm, 6),
+        "forward": reference.filter_response_norm,
+        "centered": False,
+        "magnitudes": _filter_response_magnitudes,
+        **kwargs,
+    }
+
+
+def _filter_response_magnitudes(
+    cache: reference.FilterResponseCache, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """The threshold is taken off and put back, so it counts among the terms of y."""
+    magnitudes = _magnitudes(cache, dz, parameters)
+    slopes = magnitudes["|gamma|"] * np.abs(dz * cache.xhat)
+    variance = np.expand_dims(cache.var + cache.eps, cache.axes)
+    magnitudes["|dthreshold|"] = np.abs(dz).sum()
+    magnitudes["|dlearned_eps|"] = (slopes / (2 * variance)).sum()
+    if (threshold := parameters.get("threshold")) is not None:
+        shape = [-1 if axis == 1 else 1 for axis in range(dz.ndim)]
+        magnitudes["|y|"] = magnitudes["|y|"] + 2 * np.abs(threshold.reshape(shape))
+    return magnitudes
+
+
+def _tanh_magnitudes(
+    cache: reference.TanhCache, dy: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """The slope 1 - tanh² is a difference of numbers of the size of 1."""
+    gamma, beta = (0 if p is None else np.abs(p) for p in (parameters["weight"], parameters["bias"]))
+    gamma = np.ones(()) if parameters["weight"] is None else gamma
+    t = np.abs(np.tanh(cache.alpha * cache.x))
+    return {
+        "|y|": gamma * t + beta,
+        "|gamma|": np.broadcast_to(gamma, t.shape),
+        "|dx|": gamma * np.abs(dy) * cache.alpha,
+        "|dweight|": np.abs(dy * t).sum(),
+        "|dbias|": np.abs(dy).sum(),
+        "|dalpha|": (gamma * np.abs(dy * cache.x)).sum(),
+    }
+
+
+class _AtStep(nk.RecurrentBatchNorm):
+    """The contract calls a layer with its input alone."""
+
+    def forward(self, input: Tensor, *, step: int = 1) -> Tensor:
+        return super().forward(input, step=step)
+
+
+def _tanh(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial(nk.DynamicTanh, 12),
+        "forward": reference.dynamic_tanh,
+        "magnitudes": _tanh_magnitudes,
+        "centered": False,
+        "feature_axis": -1,
         **kwargs,
     }
 
@@ -170,6 +248,8 @@ CASES = (
         shape=(4, 5, 12),
         forward=_rms,
         options={"eps": 1e-5},
+        centered=False,
+        feature_axis=-1,
     ),
     Case("group", shape=(4, 6, 5, 3), **_gn(3)),
     Case("group-flat", shape=(4, 6), **_gn(3)),
@@ -185,7 +265,34 @@ CASES = (
         **_in(2, options={"affine": True, "track_running_stats": True}),
     ),
     Case("instance2d-relu", shape=(4, 6, 5, 3), **_in(2, activation="relu", options={"affine": True})),
+    Case("filter-response", shape=(4, 6, 5, 3), **_frn()),
+    Case("filter-response-flat", shape=(4, 6), **_frn(options={"learn_eps": True})),
+    Case("filter-response-plain", shape=(4, 6, 7), **_frn(options={"affine": False})),
+    Case(
+        "filter-response-3d", shape=(3, 6, 2, 3, 4), **_frn(options={"learn_eps": True, "threshold": False})
+    ),
+    Case("dynamic-tanh", shape=(4, 5, 12), **_tanh()),
+    Case("dynamic-tanh-no-bias", shape=(4, 12), **_tanh(options={"bias": False})),
+    Case("dynamic-tanh-plain", shape=(4, 12), **_tanh(options={"elementwise_affine": False})),
+    Case(
+        "recurrent",
+        ours=partial(_AtStep, 6),
+        shape=(16, 6),
+        forward=_batch,
+        options={"max_length": 3},
+    ),
+    Case(
+        "recurrent-convolution",
+        ours=partial(_AtStep, 6),
+        shape=(4, 6, 5, 3),
+        forward=_batch,
+        options={"max_length": 1, "momentum": None},
+    ),
 )
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_twin = pytest.mark.parametrize("case", [c for c in CASES if c.twin], ids=lambda case: case.name)
+every_twinless = pytest.mark.parametrize(
+    "case", [c for c in CASES if c.twin is None], ids=lambda case: case.name
+)
 every_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

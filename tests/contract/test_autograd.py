@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from cases import Case, every_case, every_mode
+from cases import Case, every_case, every_mode, every_twin
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -37,7 +37,7 @@ def test_second_derivatives(case: Case, training: bool) -> None:
     assert gradgradcheck(f, inputs, fast_mode=True)
 
 
-@every_case
+@every_twin
 def test_double_backward_matches_the_twin(case: Case) -> None:
     """A gradient penalty, as in Gulrajani et al. 2017, through ours and through torch's layer."""
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from cases import CASES, Case, every_case, every_mode
+from cases import CASES, Case, every_case, every_mode, every_twin, every_twinless
 from torch import Tensor, nn
 
 import normkit as nk
@@ -15,7 +15,7 @@ import normkit as nk
 def misuses(case: Case) -> dict[str, Tensor]:
     x = case.input()
     return {
-        "another size": torch.cat([x, x], dim=-1 if case.name.startswith(("layer", "rms")) else 1),
+        "another size": torch.cat([x, x], dim=case.feature_axis),
         "no batch": torch.randn(()),
         "integers": torch.ones(case.shape, dtype=torch.long),
         "complex": torch.ones(case.shape, dtype=torch.complex64),
@@ -31,26 +31,46 @@ def outcome(layer: nn.Module, x: Tensor) -> BaseException | None:
     return None
 
 
-@every_case
+every_misuse = pytest.mark.parametrize("misuse", list(misuses(CASES[0])))
+
+
+@every_twin
 @every_mode
-@pytest.mark.parametrize("misuse", list(misuses(CASES[0])))
+@every_misuse
 @pytest.mark.filterwarnings("ignore:.*num_features:UserWarning")
-def test_raises_as_the_twin_and_changes_nothing(case: Case, training: bool, misuse: str) -> None:
+def test_raises_as_the_twin(case: Case, training: bool, misuse: str) -> None:
     x = misuses(case)[misuse]
-    ours, twin = case.make().train(training), case.make_twin().train(training)
-    expected = outcome(twin, x)
-    before = {k: v.clone() for k, v in ours.state_dict().items()}
-    error = outcome(ours, x)
+    expected = outcome(case.make_twin().train(training), x)
+    error = outcome(case.make().train(training), x)
     if expected is None:
         if x.is_floating_point():
             assert error is None
     else:
         # Where torch's type is an accident of its kernels (an index error), a plainer one is right.
         assert isinstance(error, (type(expected), ValueError, RuntimeError))
+
+
+@every_twinless
+@every_mode
+@every_misuse
+def test_raises_where_there_is_no_twin(case: Case, training: bool, misuse: str) -> None:
+    """The types that torch's layers raise; RuntimeError covers NotImplementedError."""
+    error = outcome(case.make().train(training), misuses(case)[misuse])
+    assert isinstance(error, (TypeError, ValueError, RuntimeError))
+
+
+@every_case
+@every_mode
+@every_misuse
+@pytest.mark.filterwarnings("ignore:.*num_features:UserWarning")
+def test_an_error_is_one_line_and_changes_nothing(case: Case, training: bool, misuse: str) -> None:
+    layer = case.make().train(training)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    error = outcome(layer, misuses(case)[misuse])
+    if error is not None:
         assert str(error).strip()
         assert "\n" not in str(error)
-    if error is not None:
-        for key, value in ours.state_dict().items():
+        for key, value in layer.state_dict().items():
             assert torch.equal(value, before[key])
 
 

@@ -1,4 +1,4 @@
-"""Modes, state and life as a module: what torch's layer of the same name does, ours does."""
+"""Modes, state and life as a module: what torch's layer of the same name does, where there is one, ours does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from cases import Case, every_case, every_mode
+from cases import Case, every_case, every_mode, every_twin, every_twinless
 from torch import nn
 
 
@@ -19,7 +19,7 @@ def assert_same_state(ours: nn.Module, twin: nn.Module) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6)
 
 
-@every_case
+@every_twin
 def test_trains_and_evaluates_as_the_twin(case: Case) -> None:
     """Three steps of training, then evaluation: outputs and running statistics agree all along."""
     ours, twin = case.make(), case.make_twin()
@@ -33,7 +33,7 @@ def test_trains_and_evaluates_as_the_twin(case: Case) -> None:
     assert_same_state(ours, twin)
 
 
-@every_case
+@every_twin
 def test_state_dict_both_ways(case: Case) -> None:
     ours, twin = case.make(seed=1), case.make_twin(seed=2)
     ours(case.input()), twin(case.input(seed=9))
@@ -43,6 +43,19 @@ def test_state_dict_both_ways(case: Case) -> None:
     x = case.input(seed=5)
     for a, b in ((ours.eval(), into_twin.eval()), (into_ours.eval(), twin.eval())):
         torch.testing.assert_close(a(x), case.activate(b(x)), rtol=1e-5, atol=1e-5)
+
+
+@every_case
+@every_mode
+def test_state_dict_is_all_the_state(case: Case, training: bool) -> None:
+    """Another layer that loads it goes on to the bit as this one does."""
+    layer, other = case.make(seed=1), case.make(seed=2)
+    layer(case.input()), other(case.input(seed=9))
+    other.load_state_dict(layer.state_dict(), strict=True)
+    x = case.input(seed=5)
+    assert torch.equal(layer.train(training)(x), other.train(training)(x))
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
 
 
 @every_case
@@ -68,7 +81,7 @@ def test_copies_are_equal_and_independent(case: Case, duplicate: str) -> None:
     assert torch.equal(layer(x), other.eval().train()(x))
 
 
-@every_case
+@every_twin
 def test_repr_is_the_twins(case: Case) -> None:
     """And names the activation, which torch's layer has not."""
     expected = repr(case.make_twin())
@@ -77,7 +90,19 @@ def test_repr_is_the_twins(case: Case) -> None:
     assert repr(case.make()) == expected
 
 
-@every_case
+@every_twinless
+def test_repr_names_the_layer_and_its_options(case: Case) -> None:
+    layer = case.make()
+    shown = repr(layer)
+    assert shown.startswith(f"{type(layer).__name__}(")
+    for name, value in {
+        **case.options,
+        **({"activation": case.activation} if case.activation else {}),
+    }.items():
+        assert f"{name}={value!r}" in shown
+
+
+@every_twin
 def test_is_an_instance_of_the_twins_class(case: Case) -> None:
     """User code asks isinstance(m, nn.BatchNorm2d) for weight decay, initialization and freezing."""
     assert isinstance(case.make(), type(case.make_twin()))
@@ -118,11 +143,16 @@ def test_empty_batch(case: Case, training: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of torch's RMS norm
 def test_autocast(case: Case, training: bool, dtype: torch.dtype) -> None:
-    """Under autocast, parameters in float32 and input in either dtype, as torch takes them."""
+    """Under autocast, parameters in float32 and input in either dtype, as torch takes them.
+
+    Without a twin: in the input's dtype, what float32 gives.
+    """
     x = case.input(dtype)
-    ours, twin = case.make().train(training), case.make_twin().train(training)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got, expected = ours(x), case.activate(twin(x))
+        got = case.make().train(training)(x)
+        expected = case.activate(case.make_twin().train(training)(x)) if case.twin else None
+    if expected is None:
+        expected = case.make().train(training)(x.float()).to(dtype)
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
 

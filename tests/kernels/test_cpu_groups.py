@@ -20,7 +20,8 @@ CASES = [((3, 8, 5, 7), 2), ((2, 48, 20, 20), 8), ((7, 6, 9), 6), ((1, 64, 30, 3
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "groups"), CASES)
 @pytest.mark.parametrize(("mean", "deviation"), [(2, 3), (1e5, 1)])
-def test_group_norm(shape, groups, dtype, channels_last, mean, deviation):
+@pytest.mark.parametrize("centred", [True, False])
+def test_group_norm(shape, groups, dtype, channels_last, mean, deviation, centred):
     torch.manual_seed(0)
     N, C = shape[:2]
     x = (
@@ -28,11 +29,11 @@ def test_group_norm(shape, groups, dtype, channels_last, mean, deviation):
         + min(mean, 1e3 if dtype == torch.float16 else mean)
     ).to(dtype)
     dy, weight, bias = torch.randn(shape).to(dtype), torch.randn(C).to(dtype), torch.randn(C).to(dtype)
-    want = reference(x, groups, weight, bias, dy)
+    want = reference(x, groups, weight, bias, dy, centred)
     if channels_last:
         x, dy = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, dy))
-    y, stats = cpu.groups_forward(x, groups, weight, bias, EPS)
-    dx, dweight, dbias = cpu.groups_backward(x, dy, stats, weight, bias, EPS)
+    y, stats = cpu.groups_forward(x, groups, weight, bias, EPS, centred=centred)
+    dx, dweight, dbias = cpu.groups_backward(x, dy, stats, weight, bias, EPS, centred=centred)
     u, ulp = oracle.UNIT[dtype], oracle.ULP[dtype]
     size = (abs(want.mean) + np.sqrt(want.var) * (ulp > 0)).reshape(N, groups)  # as for channels
     assert worst(stats[0].numpy(), want.mean.reshape(N, groups), 4 * u * size) <= 1
@@ -48,11 +49,11 @@ def grouped(x, groups):
     return exact(x).reshape(x.shape[0], groups, x.shape[1] // groups, -1)
 
 
-def reference(x, groups, weight, bias, dy):
+def reference(x, groups, weight, bias, dy, centred):
     C = x.shape[1]
     gamma, beta = (exact(p).reshape(1, groups, C // groups, 1) for p in (weight, bias))
     return oracle.normalize(
-        grouped(x, groups), (2, 3), (0, 3), gamma, beta, EPS, x.dtype, grouped(dy, groups)
+        grouped(x, groups), (2, 3), (0, 3), gamma, beta, EPS, x.dtype, grouped(dy, groups), centred=centred
     )
 
 

@@ -142,9 +142,14 @@ def groups(
     bias: Tensor | None,
     eps: float,
     activation: str | None = None,
+    *,
+    centered: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Group norm of x (N, C, *): y; mean and biased variance as rows of (N, num_groups)."""
-    return _choose(x, weight, bias).groups(x, num_groups, weight, bias, eps, activation)
+    """Group norm of x (N, C, *): y; mean and biased variance as rows of (N, num_groups).
+
+    Where it is not centered the mean is taken to be 0, and the variance is the mean square.
+    """
+    return _choose(x, weight, bias).groups(x, num_groups, weight, bias, eps, activation, centered)
 
 
 def combined(
@@ -172,6 +177,19 @@ def combined(
     engine = composed if backend is composed or backend.is_watched() else _engine
     assert engine is not None
     return engine.combined(x, combine, parameters, eps, per_sample, activation, residual, mask)
+
+
+def shifted(y: Tensor, shift: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What has just come from a kernel, and belongs to nobody else yet, plus shift (C); 0 at padded positions."""
+    shift = shift.view([-1] + [1] * (y.dim() - 2))
+    backend = _choose(y)
+    if (
+        backend is composed or backend.is_watched()
+    ):  # whose operations may have kept y for their backward pass
+        y = y + shift
+    else:
+        y = y.add_(shift)
+    return y if mask is None else y.masked_fill(~mask.unsqueeze(1), 0)
 
 
 def update_running(

@@ -19,7 +19,7 @@ from torch.autograd.graph import increment_version
 
 from normkit.kernels import composed, cpu
 
-Kind = Literal["channels", "given", "groups", "layer", "rms"]
+Kind = Literal["channels", "given", "groups", "filters", "layer", "rms"]
 
 
 def channels(
@@ -82,10 +82,12 @@ def groups(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
+    centered: bool,
 ) -> tuple[Tensor, Tensor]:
     """Group norm of x (N, C, *): y; mean and biased variance in rows (3, N, num_groups)."""
+    kind = "groups" if centered else "filters"
     x, weight, bias = native(x), _dense(weight), _dense(bias)
-    return _normalize("groups", x, weight, bias, None, None, None, None, num_groups, eps, activation)
+    return _normalize(kind, x, weight, bias, None, None, None, None, num_groups, eps, activation)
 
 
 def update_running(
@@ -148,8 +150,8 @@ def _forward(
         assert var is not None
         y = cpu.channels_normalize(x, mean, var, weight, bias, eps, code, residual, mask)
         return y, x.new_empty(0)
-    if kind == "groups":
-        return cpu.groups_forward(x, size, weight, bias, eps, code)
+    if kind in ("groups", "filters"):
+        return cpu.groups_forward(x, size, weight, bias, eps, code, kind == "groups")
     return cpu.rows_forward(x, _row(x, size), weight, bias, eps, kind == "layer")
 
 
@@ -176,8 +178,8 @@ def _backward(
         assert mean is not None
         assert var is not None
         return cpu.channels_backward_evaluation(x, dy, mean, var, weight, bias, eps, code, residual, mask)
-    if kind == "groups":
-        return *cpu.groups_backward(x, dy, stats, weight, bias, eps, code), None
+    if kind in ("groups", "filters"):
+        return *cpu.groups_backward(x, dy, stats, weight, bias, eps, code, kind == "groups"), None
     return *cpu.rows_backward(x, dy, stats, weight, bias, eps, kind == "layer"), None
 
 
@@ -201,8 +203,8 @@ def _composed(
         assert mean is not None
         assert var is not None
         return composed.channels_given(x, mean, var, weight, bias, eps, activation, residual, mask)
-    if kind == "groups":
-        return composed.groups(x, size, weight, bias, eps, activation)[0]
+    if kind in ("groups", "filters"):
+        return composed.groups(x, size, weight, bias, eps, activation, kind == "groups")[0]
     return composed.rows(x, size, weight, bias, eps, kind == "layer")
 
 
@@ -278,7 +280,7 @@ _operator.register_autograd(
 def _(kind: Kind, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     size = rest[6]
     sets: dict[Kind, list[int]] = {"channels": [3, x.shape[1]], "given": [0]} if x.dim() > 1 else {}
-    if kind == "groups":
+    if kind in ("groups", "filters"):
         shape = [3, x.shape[0], size]
     elif kind in sets:
         shape = sets[kind]

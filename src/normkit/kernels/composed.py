@@ -81,12 +81,9 @@ def rows(
     """Layer norm over the last ndim axes of x; RMS norm where it is not centered."""
     dims = list(range(x.dim() - ndim, x.dim()))
     wide = _wide(x)
-    count = 1
-    for d in dims:
-        count = count * x.shape[d]
     if centered:
         wide, _, _ = center(wide, dims, None)
-    xhat, _ = unit(wide, dims, eps, count)
+    xhat, _ = unit(wide, dims, eps, _size(x, dims))
     return affine(xhat, weight, bias, None, None, None).to(x.dtype)
 
 
@@ -97,15 +94,19 @@ def groups(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
+    centered: bool,
 ) -> tuple[Tensor, Tensor]:
     """Group norm of x (N, C, *): y; mean and biased variance (2, N, num_groups)."""
     # Splitting an axis is a view in every layout, so channels_last stays as it is.
     wide = _wide(x).unflatten(1, (num_groups, x.shape[1] // num_groups))
     dims = list(range(2, wide.dim()))
-    centered, mean, count = center(wide, dims, None)
-    xhat, var = unit(centered, dims, eps, count)
+    mean = None
+    if centered:
+        wide, mean, _ = center(wide, dims, None)
+    xhat, var = unit(wide, dims, eps, _size(wide, dims))
     shape = _per_channel(x)
     y = affine(xhat.flatten(1, 2), _view(weight, shape), _view(bias, shape), activation, None, None)
+    mean = torch.zeros_like(var) if mean is None else mean
     return y.to(x.dtype), torch.stack((mean.flatten(1), var.flatten(1)))
 
 
@@ -120,6 +121,11 @@ def combined(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Normalize x (N, C, *) by what combine makes of its moments: y; mean, biased variance in rows; count."""
+    if x.dim() == 2 and per_sample:  # no axis to take a statistic over, and torch takes none for all
+        whole, of_one = x.unsqueeze(2), None if residual is None else residual.unsqueeze(2)
+        of_mask = None if mask is None else mask.unsqueeze(1)
+        y, stats, count = combined(whole, combine, parameters, eps, True, activation, of_one, of_mask)
+        return y.squeeze(2), stats, count
     dims = [*([] if per_sample else [0]), *range(2, x.dim())]
     spatial = [1] * (x.dim() - 2)
     mask = None if mask is None else mask.unsqueeze(1)
@@ -169,9 +175,7 @@ def update_running(
 
 def center(x: Tensor, dims: list[int], mask: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:
     """x - mean over dims; the mean; how many values it was taken of. Padded positions become 0."""
-    count: int | Tensor = 1
-    for d in dims:
-        count = count * x.shape[d]
+    count: int | Tensor = _size(x, dims)
     if mask is not None:
         shape = [x.shape[d] if d in dims else mask.shape[d] for d in range(x.dim())]
         count = mask.expand(shape).sum(dims, keepdim=True)
@@ -238,6 +242,14 @@ def affine(
 def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
     """Zero at padded positions, whatever stands there."""
     return x if mask is None else x.masked_fill(~mask, 0)
+
+
+def _size(x: Tensor, dims: list[int]) -> int:
+    """How many values share a statistic."""
+    size = 1
+    for d in dims:
+        size = size * x.shape[d]
+    return size
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def check_channels(x: Tensor, **parameters: Tensor | None) -> None:
                 "of channels"
             )
         if parameter.device != device:
-            raise RuntimeError(_devices(name, parameter, x))
+            check_device(name, parameter, x)
         if parameter.dtype != dtype:
             check_mixed(name, parameter, x)
 
@@ -58,8 +58,16 @@ def check_last_axes(
                     f"Expected {parameter_name} to be of same shape as normalized_shape {shape}, "
                     f"but got {list(parameter.shape)}"
                 )
-            if parameter.device != x.device:
-                raise RuntimeError(_devices(parameter_name, parameter, x))
+            check_device(parameter_name, parameter, x)
+
+
+def check_device(name: str, parameter: Tensor, x: Tensor) -> None:
+    """A parameter or buffer is where the input is."""
+    if parameter.device != x.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
+            f"{parameter.device}: move one with .to(device)"
+        )
 
 
 def check_mixed(name: str, parameter: Tensor | None, x: Tensor) -> None:
@@ -136,10 +144,3 @@ def expand_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 def repr_activation(activation: str | None) -> str:
     """What an activation adds to a layer's repr."""
     return f", activation={activation!r}" if activation else ""
-
-
-def _devices(name: str, parameter: Tensor, x: Tensor) -> str:
-    return (
-        f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
-        f"{parameter.device}: move one with .to(device)"
-    )

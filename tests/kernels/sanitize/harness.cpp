@@ -111,6 +111,7 @@ void groups(const Kernels& kernels) {
     Call call = random_call(buffers, true);
     call.stages = 1 + int(below(3));
     call.affine_per_sample = chance(2);
+    call.uncentred = chance(3);
     if (call.affine_per_sample) {
         for (Parameter* p : {&call.weight, &call.bias})
             if (p->data) *p = {buffers.doubles(call.N * call.C), DType::f64};

@@ -240,17 +240,23 @@ def _channels_backward(
 
 
 def groups_forward(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: int = 0
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Group norm of `x` (N, C, *spatial), weight and bias (C): y and the statistics (3, N, num_groups).
 
-    Instance norm is `num_groups` = C.
+    Instance norm is `num_groups` = C. Not `centred`: the mean is taken to be 0, the variance is the mean square.
     """
     N, C, S, last = _sizes(x)
     y = _output(x)
     stats = torch.empty((3, N, num_groups), dtype=torch.float64)
     _native.groups_forward(
-        N, C, S, num_groups, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
+        N, C, S, num_groups, DTYPES[x.dtype], last, centred, activation, eps, x.data_ptr(), y.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
     )  # fmt: skip
     return y, stats
@@ -264,6 +270,7 @@ def groups_backward(
     bias: Tensor | None,
     eps: float,
     activation: int = 0,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias of group norm with the statistics that groups_forward returned."""
     N, C, S, last = _sizes(x)
@@ -271,7 +278,7 @@ def groups_backward(
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.groups_backward(
-        N, C, S, stats.shape[2], DTYPES[x.dtype], last, activation, eps, x.data_ptr(), dy.data_ptr(),
+        N, C, S, stats.shape[2], DTYPES[x.dtype], last, centred, activation, eps, x.data_ptr(), dy.data_ptr(),
         _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
         dx.data_ptr(), _address(dweight), _address(dbias),
     )  # fmt: skip

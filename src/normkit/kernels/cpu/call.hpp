@@ -42,6 +42,7 @@ struct Call {
     bool affine_per_sample;  // of the group family: weight and bias are (N, C)
     Activation activation;
     bool constant_statistics;  // the statistics do not depend on x: evaluation
+    bool uncentred;            // the mean is taken to be 0, the variance is the mean square
     double eps;
 
     const void* x;

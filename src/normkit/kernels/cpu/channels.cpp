@@ -191,14 +191,14 @@ class Channels {
         }
         coefficients().complete(c0, c1, kHi, kB);
     }
-    // dx = scale dz - rstd (mean of weight dz) - rstd xhat (mean of weight dz xhat)
+    // dx = scale dz - rstd (mean of weight dz) - rstd xhat (mean of weight dz xhat), the second where x is centred
     void set_gradient(int64_t c0, int64_t c1, double count) const {
         for (int64_t c = c0; c < c1; c += group_) {
             double b = 0, constant = 0;
             for (int64_t i = c; i < c + group_ && count > 0; ++i) {
                 const double over = value(call_.weight, i, 1) * coefficients().first(kRstd, i) / (count * double(group_));
                 b -= over * dz_xhat_[i];
-                constant -= over * dz_[i];
+                if (!call_.uncentred) constant -= over * dz_[i];
             }
             for (int64_t i = c; i < c + group_; ++i) coefficients().gradient(i, b, constant);
         }
@@ -244,7 +244,8 @@ class Channels {
                 first = plus<T>(first, sums.get(0, c));
                 second = plus<T>(second, sums.get(1, c));
             }
-            const Moments m = moments_about(coefficients().first(kShift, g * group_), first, second, count * double(group_));
+            Moments m = moments_about(coefficients().first(kShift, g * group_), first, second, count * double(group_));
+            if (call_.uncentred) m = {{0, 0}, m.var + m.mean.hi * m.mean.hi};
             mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
         }
         if (call_.stages & kOutputs)

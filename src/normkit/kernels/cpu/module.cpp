@@ -106,24 +106,24 @@ void channels_backward(int64_t N, int64_t C, int64_t S, int dtype, bool channels
     run(per_sample ? kernels().groups_backward : kernels().channels_backward, call, N * C * S);
 }
 
-void groups_forward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int activation,
-                    double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
+void groups_forward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, bool centred,
+                    int activation, double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
                     Address stats) {
     Call call{};
     call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
-    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.dtype = DType(dtype), call.channels_last = channels_last, call.uncentred = !centred;
     call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
     call.x = at<void>(x), call.y = at<void>(y), call.stats = at<double>(stats);
     call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
     run(kernels().groups_forward, call, N * C * S);
 }
 
-void groups_backward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, int activation,
-                     double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
+void groups_backward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, bool centred,
+                     int activation, double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
                      Address stats, Address dx, Address dweight, Address dbias) {
     Call call{};
     call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
-    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.dtype = DType(dtype), call.channels_last = channels_last, call.uncentred = !centred;
     call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
     call.x = at<void>(x), call.dy = at<void>(dy), call.dx = at<void>(dx);
     call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
@@ -200,10 +200,10 @@ NB_MODULE(_native, m) {
           "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "constant_statistics"_a, "slopes"_a,
           "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
     m.def("groups_forward", groups_forward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
-          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a);
+          "centred"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a);
     m.def("groups_backward", groups_backward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
-          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a, "dx"_a,
-          "dweight"_a, "dbias"_a);
+          "centred"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a,
+          "dx"_a, "dweight"_a, "dbias"_a);
     m.def("rows_forward", rows_forward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
           "bias"_a, "parameter_dtype"_a, "stats"_a);
     m.def("rows_backward", rows_backward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a,

@@ -1,0 +1,1 @@
+"""Norms of weights instead of activations, as parametrizations of torch: one file per norm."""
