@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normkit import BatchNorm1d, Moments
-from normkit.statistics import CumulativeAverage, Exact, ExponentialAverage, RandomBatch, update_running_
+from normkit.statistics import (
+    CumulativeAverage,
+    Exact,
+    ExponentialAverage,
+    RandomBatch,
+    pooled,
+    update_running_,
+)
 
 U = 2.0**-53
 
@@ -157,3 +164,25 @@ def test_autograd_sees_that_buffers_were_moved() -> None:
     layer.train()(torch.randn(8, 3))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_pooled_is_the_moments_of_all_values(dim: int, uneven: bool) -> None:
+    """As `Moments.of` of the values themselves, and as differentiable as a formula is."""
+    x = torch.randn(3, 4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 100
+    size = torch.tensor([10, 0, 3]) if uneven else torch.tensor([10, 10, 10])
+    valid = (torch.arange(10) < size[:, None])[:, None].expand(x.shape)
+    sets, together = Moments.of(x, 2, mask=valid), Moments.of(x, (dim, 2), mask=valid)
+    count = sets.count[:, :1] if uneven else 10
+    mean, var = pooled(sets.mean, sets.m2 / sets.count.clamp(min=1), count, dim)
+    filled = together.count > 0
+    for got, expected in ((mean, together.mean), (var, together.var(unbiased=False))):
+        torch.testing.assert_close(got.squeeze(dim)[filled], expected[filled], rtol=1e-13, atol=1e-13)
+    leaves = [t.clone().requires_grad_() for t in (sets.mean, sets.m2)]
+    assert torch.autograd.gradcheck(lambda m, v: pooled(m, v, count, dim), leaves)
+
+
+def test_pooled_of_no_sets_is_zero() -> None:
+    mean, var = pooled(torch.zeros(0, 4), torch.zeros(0, 4), 5, 0)
+    assert torch.equal(torch.cat((mean, var)), torch.zeros(2, 4))

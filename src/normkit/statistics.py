@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -216,3 +216,26 @@ def _seen(state: _T | None) -> _T:
     if state is None:
         raise RuntimeError("an estimate needs at least one batch, got none: call update() first")
     return state
+
+
+def pooled(mean: Tensor, var: Tensor, count: int | Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    r"""Mean and biased variance of the sets along an axis, taken together; the axis stays with length 1.
+
+    .. math:: \mu = \sum_k \frac{n_k}{n} \mu_k,\quad \sigma^2 = \sum_k \frac{n_k}{n} (\sigma_k^2 + (\mu_k - \mu)^2)
+
+    Differentiable, unlike `Moments.merge`. An int as the count means that all sets are of the same size.
+
+    >>> mean, var = pooled(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]), 5, 0)
+    >>> mean.item(), var.item()
+    (2.0, 1.0)
+    """
+    if isinstance(count, Tensor):
+        share = count / count.expand_as(mean).sum(dim, keepdim=True).clamp(min=1)
+        together = (share * mean).sum(dim, keepdim=True)
+        return together, (share * (var + (mean - together).square())).sum(dim, keepdim=True)
+    size: Any = mean.shape[dim]  # torch.jit traces sizes as tensors
+    sets = (
+        size.clamp(min=1) if isinstance(size, Tensor) else torch.sym_max(size, 1)
+    )  # no set at all gives zeros
+    together = mean.sum(dim, keepdim=True) / sets
+    return together, (var + (mean - together).square()).sum(dim, keepdim=True) / sets

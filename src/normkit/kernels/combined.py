@@ -44,7 +44,9 @@ def _count(x: Tensor, mask: Tensor | None, per_sample: bool) -> int | Tensor:
     """Elements behind each statistic: of a sample in (N, 1) where a mask decides."""
     if mask is None:
         return x.numel() // (x.shape[1] * (x.shape[0] if per_sample else 1))
-    return mask.flatten(1).sum(1, keepdim=True).double() if per_sample else mask.sum().double()
+    if not per_sample:
+        return mask.sum().double()
+    return mask.unsqueeze(-1).flatten(1).sum(1, keepdim=True).double()  # of (N) where x is (N, C)
 
 
 class _Combined(torch.autograd.Function):
