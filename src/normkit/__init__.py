@@ -1,8 +1,11 @@
 """Normalization for deep networks. This page is the contents: public names only."""
 
 from normkit import functional, kernels
+from normkit.norms.adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d
+from normkit.norms.batch_instance_norm import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
 from normkit.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.norms.batch_norm_lstm import BatchNormLSTM, BatchNormLSTMCell
+from normkit.norms.conditional import Conditional
 from normkit.norms.dynamic_tanh import DynamicTanh
 from normkit.norms.filter_response_norm import FilterResponseNorm
 from normkit.norms.group_norm import GroupNorm
@@ -10,6 +13,13 @@ from normkit.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, Instance
 from normkit.norms.layer_norm import LayerNorm
 from normkit.norms.recurrent_batch_norm import RecurrentBatchNorm
 from normkit.norms.rms_norm import RMSNorm
+from normkit.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from normkit.norms.virtual_batch_norm import (
+    VirtualBatchNorm1d,
+    VirtualBatchNorm2d,
+    VirtualBatchNorm3d,
+    reference_batch,
+)
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
@@ -17,11 +27,18 @@ from normkit.statistics import Moments
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveBatchNorm1d",
+    "AdaptiveBatchNorm2d",
+    "AdaptiveBatchNorm3d",
+    "BatchInstanceNorm1d",
+    "BatchInstanceNorm2d",
+    "BatchInstanceNorm3d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchNormLSTM",
     "BatchNormLSTMCell",
+    "Conditional",
     "DynamicTanh",
     "FilterResponseNorm",
     "GroupNorm",
@@ -32,9 +49,16 @@ __all__ = [
     "Moments",
     "RMSNorm",
     "RecurrentBatchNorm",
+    "SwitchNorm1d",
+    "SwitchNorm2d",
+    "SwitchNorm3d",
+    "VirtualBatchNorm1d",
+    "VirtualBatchNorm2d",
+    "VirtualBatchNorm3d",
     "functional",
     "initialize_from_data",
     "kernels",
+    "reference_batch",
     "spectral_norm",
     "weight_norm",
     "weight_standardization",

@@ -576,7 +576,11 @@ def _mix(
     """Standardize x by a mixture of statistics, then y = γ x̂ + β."""
     row, channel = x.shape[1:2], _all_but_channel(x)
     gamma, beta = _shaped("weight", weight, row), _shaped("bias", bias, row)
-    mean = sum((share * part.mean for share, part in zip(a, parts, strict=True)), np.zeros(()))
+    # As Σ a_k = 1: from the first towards the others, so that a common offset, which may be large, does not round.
+    first = parts[0].mean
+    mean = first + sum(
+        (share * (part.mean - first) for share, part in zip(a, parts, strict=True)), np.zeros(())
+    )
     between = [(part.mean - mean) ** 2 if merged else 0.0 for part in parts]
     var = sum(
         (share * (part.var + d) for share, part, d in zip(b, parts, between, strict=True)), np.zeros(())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import magnitudes
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit import reference
+from normkit.norms.tracing import one_node
 
 # Unit roundoff of each dtype: half the distance from 1 to the next number.
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -28,7 +30,7 @@ DTYPES = tuple(UNIT)
 class Case:
     """One layer in one configuration.
 
-    forward is a function of `reference`, (x, weight, bias, **other) -> (y, cache), other being what else the
+    forward is a function of `reference`, (x, weight=, bias=, **other) -> (y, cache), other being what else the
     layer learns, by name. `reference.backward(dy, cache)` returns the gradients in that order, x first.
     """
 
@@ -41,12 +43,13 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     centered: bool = True  # a constant input comes out as the bias
     feature_axis: int = 1  # its size is fixed by the layer
-    # (cache, dz, parameters) -> what error bounds refer to, for a cache that `_magnitudes` cannot read
+    span: dict[str, tuple[float, float]] = field(default_factory=dict)  # of parameters, where not [0.5, 1.5]
+    # (cache, dz, parameters) -> what error bounds refer to, for a cache that `magnitudes.of_norm` cannot read
     magnitudes: Callable[..., dict[str, np.ndarray]] | None = None
 
     def make(self, *, seed: int = 0, **kwargs: Any) -> nn.Module:
         """Our layer, its affine parameters away from one and zero."""
-        return _shake(self.ours(**self.options, **self._activation(), **kwargs), seed)
+        return _shake(self.ours(**self.options, **self._activation(), **kwargs), seed, self.span)
 
     def make_twin(self, *, seed: int = 0, **kwargs: Any) -> nn.Module:
         """torch's layer with the same parameters; the activation is not part of it."""
@@ -70,46 +73,21 @@ class Case:
         dz = _array(dy) * derivative(z)
         dx, *rest = reference.backward(dz, cache)
         gradients = {f"d{name}": gradient for name, gradient in zip(names, rest, strict=True)}
-        magnitudes = (self.magnitudes or _magnitudes)(cache, dz, parameters)
-        return {"y": activate(z), "dx": dx, **gradients, **magnitudes}
+        terms = (self.magnitudes or magnitudes.of_norm)(cache, dz, parameters)
+        return {"y": activate(z), "dx": dx, **gradients, **terms}
 
     def _activation(self) -> dict[str, str]:
         return {} if self.activation is None else {"activation": self.activation}
 
 
-def _magnitudes(
-    cache: reference.Cache, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
-) -> dict[str, np.ndarray]:
-    """What error bounds refer to: the terms of each result, without their signs."""
-    shape = [n if i in cache.affine_axes else 1 for i, n in enumerate(dz.shape)]
-    weight, bias = parameters["weight"], parameters["bias"]
-    gamma = np.ones(shape) if weight is None else np.abs(weight.reshape(shape))
-    beta = np.zeros(shape) if bias is None else np.abs(bias.reshape(shape))
-
-    def set_mean(a: np.ndarray) -> np.ndarray:
-        """The mean over the elements that share a statistic, at each of them."""
-        view = a.reshape(cache.valid.shape)
-        return np.broadcast_to(view.mean(cache.axes, keepdims=True), view.shape).reshape(a.shape)
-
-    sigma = np.sqrt(np.expand_dims(cache.var, cache.axes) + cache.eps)
-    sigma = np.broadcast_to(sigma, cache.valid.shape).reshape(dz.shape)
-    g, xhat = gamma * np.abs(dz), np.abs(cache.xhat)
-    return {
-        "|y|": gamma * xhat + beta,
-        "|gamma|": gamma,
-        "|dx|": (g + set_mean(g) + xhat * set_mean(g * xhat)) / sigma,
-        "|dweight|": np.abs(dz * xhat).sum(),
-        "|dbias|": np.abs(dz).sum(),
-    }
-
-
-def _shake(layer: nn.Module, seed: int) -> nn.Module:
+def _shake(layer: nn.Module, seed: int, span: dict[str, tuple[float, float]] | None = None) -> nn.Module:
     """Distinct parameters, so that a forgotten or exchanged one shows."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in layer.parameters():
+    for name, parameter in layer.named_parameters():
         if not parameter.is_meta:
             noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data.copy_(0.5 + noise)
+            low, high = (span or {}).get(name, (0.5, 1.5))
+            parameter.data.copy_(low + (high - low) * noise)
     return layer
 
 
@@ -168,40 +146,18 @@ def _frn(**kwargs: Any) -> dict[str, Any]:
         "ours": partial(nk.FilterResponseNorm, 6),
         "forward": reference.filter_response_norm,
         "centered": False,
-        "magnitudes": _filter_response_magnitudes,
+        "magnitudes": magnitudes.of_filter_response,
         **kwargs,
     }
 
 
-def _filter_response_magnitudes(
-    cache: reference.FilterResponseCache, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
-) -> dict[str, np.ndarray]:
-    """The threshold is taken off and put back, so it counts among the terms of y."""
-    magnitudes = _magnitudes(cache, dz, parameters)
-    slopes = magnitudes["|gamma|"] * np.abs(dz * cache.xhat)
-    variance = np.expand_dims(cache.var + cache.eps, cache.axes)
-    magnitudes["|dthreshold|"] = np.abs(dz).sum()
-    magnitudes["|dlearned_eps|"] = (slopes / (2 * variance)).sum()
-    if (threshold := parameters.get("threshold")) is not None:
-        shape = [-1 if axis == 1 else 1 for axis in range(dz.ndim)]
-        magnitudes["|y|"] = magnitudes["|y|"] + 2 * np.abs(threshold.reshape(shape))
-    return magnitudes
-
-
-def _tanh_magnitudes(
-    cache: reference.TanhCache, dy: np.ndarray, parameters: dict[str, np.ndarray | None]
-) -> dict[str, np.ndarray]:
-    """The slope 1 - tanh² is a difference of numbers of the size of 1."""
-    gamma, beta = (0 if p is None else np.abs(p) for p in (parameters["weight"], parameters["bias"]))
-    gamma = np.ones(()) if parameters["weight"] is None else gamma
-    t = np.abs(np.tanh(cache.alpha * cache.x))
+def _sn(dim: int, **kwargs: Any) -> dict[str, Any]:
+    ours = (nk.SwitchNorm1d, nk.SwitchNorm2d, nk.SwitchNorm3d)[dim - 1]
     return {
-        "|y|": gamma * t + beta,
-        "|gamma|": np.broadcast_to(gamma, t.shape),
-        "|dx|": gamma * np.abs(dy) * cache.alpha,
-        "|dweight|": np.abs(dy * t).sum(),
-        "|dbias|": np.abs(dy).sum(),
-        "|dalpha|": (gamma * np.abs(dy * cache.x)).sum(),
+        "ours": partial(ours, 6),
+        "forward": reference.switch_norm,
+        "magnitudes": magnitudes.of_mixture,
+        **kwargs,
     }
 
 
@@ -216,10 +172,102 @@ def _tanh(**kwargs: Any) -> dict[str, Any]:
     return {
         "ours": partial(nk.DynamicTanh, 12),
         "forward": reference.dynamic_tanh,
-        "magnitudes": _tanh_magnitudes,
+        "magnitudes": magnitudes.of_tanh,
         "centered": False,
         "feature_axis": -1,
         **kwargs,
+    }
+
+
+def _bin(dim: int, **kwargs: Any) -> dict[str, Any]:
+    ours = (nk.BatchInstanceNorm1d, nk.BatchInstanceNorm2d, nk.BatchInstanceNorm3d)[dim - 1]
+    return {
+        "ours": partial(ours, 6),
+        "forward": reference.batch_instance_norm,
+        "magnitudes": magnitudes.of_interpolation,
+        "span": {"rho": (0.0, 1.0)},
+        **kwargs,
+    }
+
+
+def _abn(dim: int, **kwargs: Any) -> dict[str, Any]:
+    ours = (nk.AdaptiveBatchNorm1d, nk.AdaptiveBatchNorm2d, nk.AdaptiveBatchNorm3d)[dim - 1]
+    return {"ours": partial(ours, 6), "forward": _batch, **kwargs}
+
+
+# Of a reference batch of two samples, whose statistics every dtype holds exactly: mean ± √variance.
+_MEAN, _VAR = np.array([0.5, -1, 2, 0, -0.25, 1]), np.array([1.0, 4, 0.25, 1, 4, 0.0625])
+
+
+def _virtual(layer: type[nn.Module], dim: int, **kwargs: Any) -> nn.Module:
+    """A layer with its reference set."""
+    made = layer(6, **kwargs)
+    pair = torch.tensor(np.stack([_MEAN - np.sqrt(_VAR), _MEAN + np.sqrt(_VAR)]))
+    made.set_reference(pair.view(2, 6, *[1] * dim).to(made.reference_mean))
+    return made
+
+
+def _vbn(dim: int, **kwargs: Any) -> dict[str, Any]:
+    layer = (nk.VirtualBatchNorm1d, nk.VirtualBatchNorm2d, nk.VirtualBatchNorm3d)[dim - 1]
+    return {
+        "ours": partial(_virtual, layer, dim),
+        "forward": partial(
+            reference.virtual_batch_norm,
+            reference_mean=_MEAN,
+            reference_var=_VAR,
+            reference_size=2,
+        ),
+        "magnitudes": magnitudes.of_mixture,
+        "centered": False,
+        **kwargs,
+    }
+
+
+class _Labelled(nk.Conditional):
+    """The class of a sample is its place in the batch, modulo three."""
+
+    def __init__(self, norm: Callable[..., nn.Module], **kwargs: Any) -> None:
+        super().__init__(norm(**kwargs), 3, **kwargs)
+
+    @one_node
+    def forward(self, input: Tensor) -> Tensor:
+        samples = input.shape[0] if input.dim() else 1
+        return super().forward(input, torch.arange(samples, device=input.device) % 3)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The cache of a norm with an affine map for each sample, which is that of its class."""
+
+    cache: reference.Cache
+    labels: np.ndarray
+
+    def backward(self, dy: np.ndarray) -> list[np.ndarray]:
+        dx, *each = reference.backward(dy, self.cache)
+        return [dx, *(np.stack([d[self.labels == k].sum(0) for k in range(3)]) for d in each)]
+
+
+def _conditional(norm: Callable[..., nn.Module], forward: Callable[..., Any]) -> dict[str, Any]:
+    def chosen(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, _Chosen]:
+        labels = np.arange(len(x)) % 3
+        y, cache = forward(x, weight[labels], bias[labels])
+        return y, _Chosen(cache, labels)
+
+    def terms(cache: _Chosen, dz: np.ndarray, parameters: dict[str, Any]) -> dict[str, np.ndarray]:
+        each = {name: parameter[cache.labels] for name, parameter in parameters.items()}
+        found = magnitudes.of_norm(cache.cache, dz, each)
+        sigma = np.sqrt(cache.cache.var + cache.cache.eps)
+        offset = 1 + np.abs(cache.cache.mean).max() / sigma.min()
+        return {
+            **found,
+            **{f"|far {name}|": found[f"|{name}|"] * offset for name in ("dx", "dweight")},
+            "|far y|": found["|far y|"] * offset,
+        }
+
+    return {
+        "ours": partial(_Labelled, partial(norm, affine=False)),
+        "forward": chosen,
+        "magnitudes": terms,
     }
 
 
@@ -287,6 +335,31 @@ CASES = (
         forward=_batch,
         options={"max_length": 1, "momentum": None},
     ),
+    Case("switch1d", shape=(16, 6), **_sn(1)),
+    Case("switch1d-sequence", shape=(5, 6, 7), **_sn(1, options={"momentum": None})),
+    Case("switch2d", shape=(4, 6, 5, 3), **_sn(2)),
+    Case("switch2d-no-bias", shape=(4, 6, 5, 3), **_sn(2, options={"bias": False})),
+    Case("switch2d-untracked", shape=(4, 6, 5, 3), **_sn(2, options={"track_running_stats": False})),
+    Case("switch2d-silu", shape=(4, 6, 5, 3), **_sn(2, activation="silu")),
+    Case("switch3d", shape=(3, 6, 2, 3, 4), **_sn(3, options={"affine": False})),
+    Case("batch-instance1d", shape=(5, 6, 7), **_bin(1, options={"affine": False})),
+    Case("batch-instance2d", shape=(4, 6, 5, 3), **_bin(2)),
+    Case("batch-instance2d-relu", shape=(4, 6, 5, 3), **_bin(2, activation="relu")),
+    Case("batch-instance3d", shape=(3, 6, 2, 3, 4), **_bin(3)),
+    Case("virtual1d", shape=(16, 6), **_vbn(1)),
+    Case("virtual1d-sequence", shape=(5, 6, 7), **_vbn(1, options={"bias": False})),
+    Case("virtual2d", shape=(4, 6, 5, 3), **_vbn(2)),
+    Case("virtual2d-relu", shape=(4, 6, 5, 3), **_vbn(2, activation="relu")),
+    Case("virtual3d", shape=(3, 6, 2, 3, 4), **_vbn(3, options={"affine": False})),
+    Case("adaptive1d", shape=(16, 6), **_abn(1)),
+    Case("adaptive1d-sample", shape=(5, 6, 7), **_abn(1, options={"prior": 2.0, "per_sample": True})),
+    Case("adaptive2d", shape=(4, 6, 5, 3), **_abn(2)),
+    Case("adaptive2d-relu", shape=(4, 6, 5, 3), **_abn(2, activation="relu", options={"per_sample": True})),
+    Case("adaptive2d-untracked", shape=(4, 6, 5, 3), **_abn(2, options={"track_running_stats": False})),
+    Case("adaptive3d", shape=(3, 6, 2, 3, 4), **_abn(3, options={"affine": False, "prior": 0.0})),
+    Case("conditional-batch2d", shape=(4, 6, 5, 3), **_conditional(partial(nk.BatchNorm2d, 6), _batch)),
+    Case("conditional-instance1d", shape=(4, 6, 7), **_conditional(partial(nk.InstanceNorm1d, 6), _instance)),
+    Case("conditional-group", shape=(4, 6, 5, 3), **_conditional(partial(nk.GroupNorm, 3, 6), _group(3))),
 )
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

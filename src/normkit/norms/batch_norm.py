@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
-from normkit.norms import inputs
+from normkit.norms import inputs, mixing
 from normkit.norms.tracing import one_node
-from normkit.statistics import update_running_
+from normkit.statistics import pooled, update_running_
 
 
 def batch_norm(
@@ -39,8 +39,9 @@ def batch_norm(
         input: (N, C) or (N, C, *), floating; any strides.
         running_mean: (C); changed in place in training. None, as running_var, where nothing is tracked.
         running_var: (C), holds the unbiased variance.
-        weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
-        bias: :math:`\beta`, (C).
+        weight: :math:`\gamma`, (C), or (N, C) for one per sample; of the input's dtype, or float32 under half
+            input.
+        bias: :math:`\beta`, likewise.
         training: normalize by the batch's statistics.
         momentum: weight of the batch in the running statistics; None for the cumulative average.
         eps: added to the variance.
@@ -68,6 +69,10 @@ def batch_norm(
     tensor([[-1., -1.],
             [ 1.,  1.]])
     """
+    if inputs.per_sample(weight, bias):
+        running = running_mean, running_var, num_batches_tracked, momentum
+        affine = {"weight": weight, "bias": bias}
+        return _conditional(input, *running, affine, training, eps, activation, residual, mask)
     _check(input, running_mean, running_var, weight, bias, training, eps)
     inputs.check_activation(activation)
     inputs.check_residual(residual, input)
@@ -84,6 +89,47 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
+
+
+def _conditional(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    affine: dict[str, Tensor | None],
+    training: bool,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """Batch norm with an affine map for each sample: from moments of each sample, as the engine has both alike."""
+    running = running_mean, running_var
+    mixing.check("batch norm", input, *running, None, None, training, eps, activation, residual)
+    inputs.check_per_sample(input, input.shape[1:2], affine["weight"], affine["bias"])
+    mask = inputs.expand_mask(mask, input)
+    given = {"batch_mean": running_mean, "batch_var": running_var}
+    tensors = {**(dict.fromkeys(given) if training else given), **affine}
+    y, stats, count = mixing.mix(input, _rule, tensors, eps, activation, residual, mask)
+    if training:
+        mixing.track(*running, stats, count, momentum, num_batches_tracked)
+    return y
+
+
+def _rule(
+    mean: Tensor,
+    var: Tensor,
+    count: int | Tensor,
+    batch_mean: Tensor | None,
+    batch_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The batch's statistics, or the running ones, for every sample."""
+    if batch_mean is None or batch_var is None:
+        batch_mean, batch_var = pooled(mean, var, count, 0)
+    return batch_mean.to(mean.dtype).expand_as(mean), batch_var.to(mean.dtype).expand_as(mean), weight, bias
 
 
 def _check(
@@ -130,8 +176,19 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         self.activation = activation
 
     @one_node
-    def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Normalize, add the residual, activate; see `normkit.functional.batch_norm`."""
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Normalize, add the residual, activate; see `normkit.functional.batch_norm`.
+
+        A weight or bias given here, (C) or (N, C), stands in for the layer's own.
+        """
         self._check_input_dim(input)
         # Statistics that are there normalize in evaluation even where they are no longer tracked.
         running = not self.training or self.track_running_stats
@@ -141,8 +198,8 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
             input,
             running_mean,
             running_var,
-            self.weight,
-            self.bias,
+            self.weight if weight is None else weight,
+            self.bias if bias is None else bias,
             self.training or (running_mean is None and running_var is None),
             self.momentum,
             self.eps,

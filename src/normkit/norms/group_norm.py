@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from normkit import kernels
-from normkit.norms import inputs
+from normkit.norms import inputs, mixing
 from normkit.norms.tracing import one_node
+from normkit.statistics import pooled
 
 
 def group_norm(
@@ -18,6 +21,7 @@ def group_norm(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Normalize each group of channels of each sample by its own mean and biased variance.
 
@@ -26,10 +30,13 @@ def group_norm(
     Args:
         input: (N, C) or (N, C, *), floating; any strides.
         num_groups: divides C; 1 is layer norm over a whole sample, C is instance norm.
-        weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
-        bias: :math:`\beta`, (C).
+        weight: :math:`\gamma`, (C), or (N, C) for one per sample; of the input's dtype, or float32 under half
+            input.
+        bias: :math:`\beta`, likewise.
         eps: added to the variance.
         activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
+            enter no statistic, come out as 0, and pass no gradient.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -52,12 +59,49 @@ def group_norm(
             "Expected number of channels in input to be divisible by num_groups, but got input of shape "
             f"{list(input.shape)} and num_groups={num_groups}"
         )
+    if mask is not None or inputs.per_sample(weight, bias):
+        return _combined(input, num_groups, weight, bias, eps, activation, mask)
     inputs.check_channels(input, weight=weight, bias=bias)
     inputs.check_activation(activation)
     # torch lets one value per group pass when there are several samples; so do we.
     values = inputs.count([input.shape[0], channels // num_groups, *input.shape[2:]])
     inputs.check_several_values(values, input, what="value per channel")
     return kernels.groups(input, num_groups, weight, bias, eps, activation)[0]
+
+
+def _combined(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """With a mask or an affine map for each sample: from the moments of each sample's channels."""
+    inputs.check_per_sample(input, input.shape[1:2], weight, bias)
+    inputs.check_activation(activation)
+    values = inputs.count([input.shape[0], input.shape[1] // num_groups, *input.shape[2:]])
+    inputs.check_several_values(values, input, what="value per channel")
+    mask = inputs.expand_mask(mask, input)
+    affine = {"weight": weight, "bias": bias}
+    return mixing.mix(input, partial(_rule, num_groups), affine, eps, activation, None, mask)[0]
+
+
+def _rule(
+    num_groups: int,
+    mean: Tensor,
+    var: Tensor,
+    count: int | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Mean and variance of each group, for each of its channels."""
+    channels = [-1, num_groups, mean.shape[1] // num_groups]
+    means, variances = mean.reshape(channels), var.reshape(channels)
+    count = count.unsqueeze(-1) if isinstance(count, Tensor) else count
+    group_mean, group_var = (s.expand_as(means).flatten(1) for s in pooled(means, variances, count, 2))
+    return group_mean, group_var, weight, bias
 
 
 class GroupNorm(torch.nn.GroupNorm):
@@ -98,10 +142,26 @@ class GroupNorm(torch.nn.GroupNorm):
         self.activation = activation
 
     @one_node
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, activate; see `normkit.functional.group_norm`."""
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Normalize, activate; see `normkit.functional.group_norm`.
+
+        A weight or bias given here, (C) or (N, C), stands in for the layer's own.
+        """
         return group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation
+            input,
+            self.num_groups,
+            self.weight if weight is None else weight,
+            self.bias if bias is None else bias,
+            self.eps,
+            activation=self.activation,
+            mask=mask,
         )
 
     def extra_repr(self) -> str:

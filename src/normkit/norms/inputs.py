@@ -123,20 +123,21 @@ def check_residual(residual: Tensor | None, x: Tensor) -> None:
     check_dtype("residual", residual)
 
 
-def expand_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The mask as a view of the input's shape without its channels."""
+def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor | None:
+    """The mask as a view of the input's shape without its channels, the axis `features`."""
     if mask is None:
         return None
+    axis = features % x.dim()
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, true where x is valid, got {mask.dtype}: mask.bool()")
-    shape = [x.shape[0], *x.shape[2:]]
+    shape = [*x.shape[:axis], *x.shape[axis + 1 :]]
     fits = mask.dim() <= len(shape) and all(
         m in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
     )
     if not fits:
         raise ValueError(
             f"mask must broadcast to the input without channels, {shape}, got {list(mask.shape)}: "
-            "all channels share it, so drop their axis, or add those of space with mask[:, None]"
+            "all channels share it, so drop their axis, or add missing ones with mask[:, None]"
         )
     return mask.expand(shape)
 
@@ -144,3 +145,26 @@ def expand_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 def repr_activation(activation: str | None) -> str:
     """What an activation adds to a layer's repr."""
     return f", activation={activation!r}" if activation else ""
+
+
+def per_sample(weight: Tensor | None, bias: Tensor | None, ndim: int = 1) -> bool:
+    """Whether an affine map of ndim axes is given for each sample."""
+    return (weight is not None and weight.dim() == ndim + 1) or (bias is not None and bias.dim() == ndim + 1)
+
+
+def check_per_sample(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, *, any_dtype: bool = False
+) -> None:
+    """Parameters have a shape, or that shape for each sample, and fit the input in device and dtype."""
+    row, each = list(shape), [x.shape[0], *shape]
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        if list(parameter.shape) not in (row, each):
+            raise RuntimeError(
+                f"{name} must have shape {row}, or {each} for one per sample, for an input of shape "
+                f"{list(x.shape)}, got {list(parameter.shape)}"
+            )
+        check_device(name, parameter, x)
+        if not any_dtype:
+            check_mixed(name, parameter, x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
-from normkit.norms import inputs
+from normkit.norms import inputs, mixing
 from normkit.norms.tracing import one_node
 from normkit.statistics import update_running_
 
@@ -24,6 +24,7 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Normalize each channel of each sample over space, by its own statistics or by running ones.
 
@@ -36,12 +37,15 @@ def instance_norm(
         input: (N, C, *), floating; any strides.
         running_mean: (C); changed in place where input statistics are used. None where nothing is tracked.
         running_var: (C), likewise.
-        weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
-        bias: :math:`\beta`, (C).
+        weight: :math:`\gamma`, (C), or (N, C) for one per sample; of the input's dtype, or float32 under half
+            input.
+        bias: :math:`\beta`, likewise.
         use_input_stats: normalize by the sample's own statistics; otherwise by the running ones.
         momentum: weight of the batch in the running statistics.
         eps: added to the variance.
         activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
+            enter no statistic, come out as 0, and pass no gradient.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -57,6 +61,10 @@ def instance_norm(
     tensor([[[-1.,  1.],
              [-1.,  1.]]])
     """
+    if mask is not None or inputs.per_sample(weight, bias):
+        affine = {"weight": weight, "bias": bias}
+        running = running_mean, running_var
+        return _combined(input, *running, affine, use_input_stats, momentum, eps, activation, mask)
     values = _check(input, running_mean, running_var, weight, bias, use_input_stats)
     inputs.check_activation(activation)
     if not use_input_stats:
@@ -67,6 +75,64 @@ def instance_norm(
     if running_mean is not None and running_var is not None and input.shape[0] > 0:
         update_running_(running_mean, running_var, stats.mean(1), values, momentum)
     return y
+
+
+def _combined(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    affine: dict[str, Tensor | None],
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """With a mask or an affine map for each sample: from the moments of each sample's channels."""
+    values = _check(input, running_mean, running_var, None, None, use_input_stats)
+    inputs.check_per_sample(input, input.shape[1:2], affine["weight"], affine["bias"])
+    inputs.check_activation(activation)
+    mask = inputs.expand_mask(mask, input)
+    given = {"running_mean": running_mean, "running_var": running_var}
+    tensors = {**(dict.fromkeys(given) if use_input_stats else given), **affine}
+    y, stats, count = mixing.mix(input, _rule, tensors, eps, activation, None, mask)
+    if use_input_stats and running_mean is not None and running_var is not None:
+        _track(running_mean, running_var, stats, values if mask is None else count, momentum)
+    return y
+
+
+def _rule(
+    mean: Tensor,
+    var: Tensor,
+    count: int | Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The moments as they are, or the running ones for every sample."""
+    if running_mean is None or running_var is None:
+        return mean, var, weight, bias
+    running_mean, running_var = (r.to(mean.dtype).expand_as(mean) for r in (running_mean, running_var))
+    return running_mean, running_var, weight, bias
+
+
+@torch.no_grad()
+def _track(
+    running_mean: Tensor, running_var: Tensor, stats: Tensor, count: int | Tensor, momentum: float
+) -> None:
+    """Towards the average over the samples that have a variance, of their means and unbiased variances."""
+    if not isinstance(count, Tensor):
+        if stats.shape[1] > 0:
+            update_running_(running_mean, running_var, stats.mean(1), count, momentum)
+        return
+    has = (count > 1).to(stats.dtype)
+    samples = has.sum(0).clamp(min=1)
+    mean = (has * stats[0]).sum(0) / samples
+    unbiased = (has * stats[1] * count / (count - 1).clamp(min=1)).sum(0) / samples
+    # Two values each, as it were: of them the biased variance is exactly half of the unbiased one.
+    batch = torch.stack((mean, unbiased / 2))
+    update_running_(running_mean, running_var, batch, 2 * has.max(), momentum)
 
 
 def _check(
@@ -112,32 +178,43 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ig
         self.activation = activation
 
     @one_node
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, activate; see `normkit.functional.instance_norm`. (C, *) is taken as one sample."""
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Normalize, activate; see `normkit.functional.instance_norm`. (C, *) is taken as one sample.
+
+        A weight or bias given here, (C) or (N, C), stands in for the layer's own.
+        """
         self._check_input_dim(input)
         axis: int = input.dim() - self._get_no_batch_dim()
         if input.shape[axis] != self.num_features:
-            self._wrong_channels(input.shape[axis], axis)
+            self._wrong_channels(input.shape[axis], axis, used=weight is not None or bias is not None)
         batch = input if axis == 1 else input.unsqueeze(0)
         y = instance_norm(
             batch,
             self.running_mean,
             self.running_var,
-            self.weight,
-            self.bias,
+            self.weight if weight is None else weight,
+            self.bias if bias is None else bias,
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
             activation=self.activation,
+            mask=mask,
         )
         return y if axis == 1 else y.squeeze(0)
 
-    def _wrong_channels(self, received: int, axis: int) -> None:
+    def _wrong_channels(self, received: int, axis: int, *, used: bool) -> None:
         """Without parameters the number of features decides nothing, so torch only warns."""
         fault = (
             f"expected input's size at dim={axis} to match num_features ({self.num_features}), got {received}"
         )
-        if self.affine or self.running_mean is not None:
+        if used or self.affine or self.running_mean is not None:
             raise ValueError(fault)
         warnings.warn(f"{fault}; it is not used because affine=False", stacklevel=3)
 

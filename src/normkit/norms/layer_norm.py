@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
-from normkit.norms import inputs
+from normkit.norms import inputs, rows
 from normkit.norms.tracing import one_node
 
 
@@ -18,6 +18,8 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Normalize the last axes of each sample by their own mean and biased variance.
 
@@ -26,9 +28,12 @@ def layer_norm(
     Args:
         input: (*, normalized_shape), floating; any strides.
         normalized_shape: the sizes of the last axes, which share a statistic.
-        weight: :math:`\gamma`, of normalized_shape and of the input's dtype, or float32 under half input.
+        weight: :math:`\gamma`, of normalized_shape, or (N, normalized_shape) for one per sample, along the first
+            axis of the input; of the input's dtype, or float32 under half input.
         bias: :math:`\beta`, likewise.
         eps: added to the variance.
+        mask: bool, broadcastable to the input without its last axis, true where it is valid. Padded positions
+            enter no statistic, come out as 0, and pass no gradient.
 
     Returns:
         Tensor of the input's shape and dtype.
@@ -42,6 +47,8 @@ def layer_norm(
     tensor([[-1.,  1.],
             [-1.,  1.]])
     """
+    if mask is not None or inputs.per_sample(weight, bias, len(normalized_shape)):
+        return rows.general("layer norm", input, normalized_shape, weight, bias, eps, mask, centered=True)
     inputs.check_last_axes("layer norm", input, normalized_shape, weight=weight, bias=bias)
     inputs.check_mixed("weight", weight, input)
     inputs.check_mixed("bias", bias, input)
@@ -58,6 +65,18 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     @one_node
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize; see `normkit.functional.layer_norm`."""
-        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Normalize; see `normkit.functional.layer_norm`.
+
+        A weight or bias given here, of normalized_shape or one per sample, stands in for the layer's own.
+        """
+        weight = self.weight if weight is None else weight
+        bias = self.bias if bias is None else bias
+        return layer_norm(input, self.normalized_shape, weight, bias, self.eps, mask=mask)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
-from normkit.norms import inputs
+from normkit.norms import inputs, rows
 from normkit.norms.tracing import one_node
 
 
@@ -17,6 +17,8 @@ def rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
+    *,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Divide the last axes of each sample by the root of their mean square.
 
@@ -28,6 +30,8 @@ def rms_norm(
         weight: :math:`\gamma`, of normalized_shape; any floating dtype, as in torch.
         eps: added to the mean square; None for the machine epsilon of the arithmetic, which is
             float32 under half input.
+        mask: bool, broadcastable to the input without its last axis, true where it is valid. Padded positions
+            enter no statistic, come out as 0, and pass no gradient.
 
     Returns:
         Tensor of the input's shape and dtype.
@@ -43,6 +47,8 @@ def rms_norm(
     inputs.check_last_axes("RMS norm", input, normalized_shape, weight=weight)
     if eps is None:
         eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+    if mask is not None:
+        return rows.general("RMS norm", input, normalized_shape, weight, None, eps, mask, centered=False)
     return kernels.rows(input, len(normalized_shape), weight, None, eps, centered=False)
 
 
@@ -56,6 +62,6 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     @one_node
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Normalize; see `normkit.functional.rms_norm`."""
-        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps, mask=mask)

@@ -20,11 +20,11 @@ def one_node(forward: _Forward) -> _Forward:
     """
 
     @functools.wraps(forward)
-    def traced(self: torch.nn.Module, input: Any, **kwargs: Any) -> Any:
+    def traced(self: torch.nn.Module, input: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(input, torch.fx.Proxy):
             tracer = input.tracer
             path = tracer.path_of_module(self)  # pyright: ignore[reportAttributeAccessIssue]
-            return tracer.create_proxy("call_module", path, (input,), kwargs)
-        return forward(self, input, **kwargs)
+            return tracer.create_proxy("call_module", path, (input, *args), kwargs)
+        return forward(self, input, *args, **kwargs)
 
     return traced  # pyright: ignore[reportReturnType]

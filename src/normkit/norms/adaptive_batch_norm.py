@@ -1,0 +1,220 @@
+"""Adaptive batch norm: in evaluation, running statistics blended with those of the samples at hand."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from normkit.norms import inputs, mixing
+from normkit.norms.batch_norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    _BatchNorm,  # pyright: ignore[reportPrivateUsage]
+)
+from normkit.norms.tracing import one_node
+from normkit.statistics import pooled
+
+
+def adaptive_batch_norm(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    prior: float = 16.0,
+    eps: float = 1e-5,
+    *,
+    per_sample: bool = False,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Normalize by running statistics, blended with those of the batch or of each sample.
+
+    .. math::
+        y = f\left(\gamma \frac{x - m}{\sqrt{v + \epsilon}} + \beta + r\right), \quad
+        m = \frac{N \mu_R + n \mu}{N + n}, \quad v = \frac{N \sigma_R^2 + n \sigma^2}{N + n}
+
+    N is the prior, how many samples the running statistics are worth; n is the number of samples at hand. Means and
+    variances are each blended, as in the paper: what lies between both means is no part of the variance. The
+    variance at hand is the biased one, so that a prior of 0 is batch norm by the batch's statistics.
+
+    Args:
+        input: (N, C) or (N, C, *), floating; any strides.
+        running_mean: :math:`\mu_R`, (C).
+        running_var: :math:`\sigma_R^2`, (C).
+        weight: :math:`\gamma`, (C), or (N, C) for one per sample; of the input's dtype, or float32 under half
+            input.
+        bias: :math:`\beta`, likewise.
+        prior: N, in samples: 0 takes the statistics at hand alone, infinity the running ones alone.
+        eps: added to the variance.
+        per_sample: blend for each sample on its own, n = 1, with its statistics over space.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        residual: :math:`r`, of the input's shape, added before the activation.
+        mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
+            enter no statistic, come out as 0, and pass no gradient; a sample of padding alone does not count.
+
+    Returns:
+        Tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: a negative prior; eps not positive; an unknown activation; a residual or mask of another shape.
+        RuntimeError: statistics or parameters of another length, dtype or device.
+
+    Schneider, Rusak, Eck, Bringmann, Brendel and Bethge, "Improving robustness against common corruptions by
+    covariate shift adaptation", 2020. Li, Wang, Shi, Liu and Hou, "Revisiting Batch Normalization For Practical
+    Domain Adaptation", 2016, is a prior of 0.
+
+    >>> x = torch.tensor([[2.0], [4.0]])
+    >>> adaptive_batch_norm(x, torch.tensor([1.0]), torch.tensor([1.0]), prior=2.0, eps=1e-12)
+    tensor([[0.],
+            [2.]])
+    """
+    running = running_mean, running_var
+    name = "adaptive batch norm"
+    mixing.check(name, input, *running, None, None, False, eps, activation, residual)
+    inputs.check_per_sample(input, input.shape[1:2], weight, bias)
+    check_prior(prior)
+    mask = inputs.expand_mask(mask, input)
+    n = 1 if per_sample else mixing.samples(input, mask)
+    tensors = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    # An affine map for each sample takes moments of each sample, which the rule pools to those of the batch.
+    apart = per_sample or inputs.per_sample(weight, bias)
+    rule = partial(_rule, _share(n, prior), apart and not per_sample)
+    return mixing.mix(input, rule, tensors, eps, activation, residual, mask, per_sample=apart)[0]
+
+
+def check_prior(prior: float) -> None:
+    """The prior is a number of samples."""
+    if not prior >= 0:
+        raise ValueError(f"prior is a number of samples, 0 or more, got {prior}: infinity for no adaptation")
+
+
+def _share(n: int | Tensor, prior: float) -> float | Tensor:
+    """n / (N + n), and 0 where there is nothing at all."""
+    if isinstance(n, Tensor):
+        return n / (prior + n).clamp(min=torch.finfo(torch.float64).tiny)
+    return n / (prior + n) if prior > 0 else 1.0
+
+
+def _rule(
+    share: float | Tensor,
+    pool: bool,
+    mean: Tensor,
+    var: Tensor,
+    count: int | Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """From the running statistics towards those at hand."""
+    at_hand = pooled(mean, var, count, 0) if pool else (mean, var)
+    running = running_mean.to(mean.dtype), running_var.to(mean.dtype)
+    blended_mean, blended_var = (r + share * (a - r) for r, a in zip(running, at_hand, strict=True))
+    return blended_mean.expand_as(mean), blended_var.expand_as(var), weight, bias
+
+
+class _Adaptive(_BatchNorm):
+    """What adaptive batch norm of every dimension shares; each class below adds ours of its dimension."""
+
+    prior: float
+    per_sample: bool
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        prior: float = 16.0,
+        per_sample: bool = False,
+    ) -> None:
+        check_prior(prior)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+        )
+        self.prior, self.per_sample = prior, per_sample
+
+    @one_node
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """As batch norm in training; in evaluation see `normkit.functional.adaptive_batch_norm`."""
+        if self.training or self.running_mean is None or self.running_var is None:
+            return super().forward(input, residual=residual, mask=mask, weight=weight, bias=bias)
+        self._check_input_dim(input)
+        return adaptive_batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight if weight is None else weight,
+            self.bias if bias is None else bias,
+            self.prior,
+            self.eps,
+            per_sample=self.per_sample,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments of batch norm, and ours."""
+        return f"{super().extra_repr()}, prior={self.prior}, per_sample={self.per_sample}"
+
+
+class AdaptiveBatchNorm1d(_Adaptive, BatchNorm1d):
+    """Batch norm over (N, C) or (N, C, L) that adapts in evaluation to the samples at hand.
+
+    It trains as `BatchNorm1d`, whose state dict it has; in evaluation it blends running statistics with those of
+    the batch, or of each sample. Equation and errors as in `normkit.functional.adaptive_batch_norm`. Tools that fuse
+    or convert batch norms fix it to its running statistics.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a batch in the running statistics; None for the cumulative average.
+        affine: learn a weight, and a bias where `bias` is true.
+        track_running_stats: keep running statistics; without them evaluation takes the batch's alone.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: learn a bias.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        prior: how many samples the running statistics are worth: 0 for none, infinity for no adaptation.
+        per_sample: blend for each sample on its own.
+
+    >>> layer = AdaptiveBatchNorm1d(16, prior=8.0).eval()
+    >>> layer(torch.randn(4, 16)).shape
+    torch.Size([4, 16])
+    """
+
+
+class AdaptiveBatchNorm2d(_Adaptive, BatchNorm2d):
+    """Batch norm over (N, C, H, W) that adapts in evaluation; arguments as in `AdaptiveBatchNorm1d`."""
+
+
+class AdaptiveBatchNorm3d(_Adaptive, BatchNorm3d):
+    """Batch norm over (N, C, D, H, W) that adapts in evaluation; arguments as in `AdaptiveBatchNorm1d`."""

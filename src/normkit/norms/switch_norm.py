@@ -1,0 +1,222 @@
+"""Switch norm: the statistics of instance, layer and batch norm, mixed by weights that it learns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.norms import inputs, mixing
+from normkit.norms.tracing import one_node
+from normkit.statistics import pooled
+
+
+def switch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    r"""Normalize by a mean and a variance mixed of those of instance, layer and batch norm.
+
+    .. math::
+        y = f\left(\gamma \frac{x - \sum_k a_k \mu_k}{\sqrt{\sum_k b_k \sigma_k^2 + \epsilon}} + \beta + r\right),
+        \quad a = \mathrm{softmax}(\mathrm{mean\_weight}), \; b = \mathrm{softmax}(\mathrm{var\_weight})
+
+    All three pairs of statistics are made of one, the moments of each sample's channels. Where a sample has one
+    value per channel it has no instance statistic, and the softmax is of the other two, as in the authors'
+    layer for vectors.
+
+    Args:
+        input: (N, C) or (N, C, *), floating; any strides.
+        running_mean: (C), of the batch part; changed in place in training, in evaluation in that part's place.
+        running_var: (C), holds the unbiased variance.
+        mean_weight: (3), in the order instance, layer, batch.
+        var_weight: (3), likewise.
+        weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
+        bias: :math:`\beta`, (C).
+        training: take the batch part from the batch.
+        momentum: weight of the batch in the running statistics; None for the cumulative average.
+        eps: added to the variance.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        residual: :math:`r`, of the input's shape, added before the activation.
+        mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
+            enter no statistic, come out as 0, and pass no gradient.
+        num_batches_tracked: () int64, counts the batches; needed where momentum is None.
+
+    Returns:
+        Tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: one value per channel in training; only one running statistic given; eps not positive.
+        RuntimeError: parameters of another length, dtype or device; no running statistics in evaluation.
+
+    Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via Switchable Normalization", 2018.
+
+    >>> x = torch.tensor([[[1.0, 3.0], [10.0, 30.0]]])
+    >>> instance = torch.tensor([0.0, -torch.inf, -torch.inf])
+    >>> switch_norm(x, None, None, instance, instance, training=True, eps=1e-12)
+    tensor([[[-1.,  1.],
+             [-1.,  1.]]])
+    """
+    running = running_mean, running_var
+    mixing.check("switch norm", input, *running, weight, bias, training, eps, activation, residual)
+    for name, logits in (("mean_weight", mean_weight), ("var_weight", var_weight)):
+        if logits.shape != (3,):
+            raise RuntimeError(
+                f"{name} has shape [3], for instance, layer and batch, got {list(logits.shape)}"
+            )
+    mask = inputs.expand_mask(mask, input)
+    first = 1 if inputs.count(input.shape[2:]) == 1 else 0
+    tensors = {
+        "mean_weight": mean_weight[first:],
+        "var_weight": var_weight[first:],
+        "batch_mean": None if training else running_mean,
+        "batch_var": None if training else running_var,
+        "weight": weight,
+        "bias": bias,
+    }
+    y, stats, count = mixing.mix(input, _rule, tensors, eps, activation, residual, mask)
+    if training:
+        mixing.track(*running, stats, count, momentum, num_batches_tracked)
+    return y
+
+
+def _rule(
+    mean: Tensor,
+    var: Tensor,
+    count: int | Tensor,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    batch_mean: Tensor | None,
+    batch_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Mixed mean and variance (N, C). The channels of a sample are equally large sets, its samples may not be."""
+    parts = [(mean, var), pooled(mean, var, 1, 1)]
+    if batch_mean is None or batch_var is None:
+        parts.append(pooled(mean, var, count, 0))
+    else:
+        parts.append((batch_mean.to(mean.dtype), batch_var.to(mean.dtype)))
+    parts = parts[-mean_weight.shape[0] :]
+    a, b = (logits.to(mean.dtype).softmax(0) for logits in (mean_weight, var_weight))
+    # From one of them towards the others: where all agree, no rounding moves the mean.
+    mixed_mean, mixed_var = parts[0][0], b[0] * parts[0][1]
+    for k in range(1, len(parts)):
+        mixed_mean = mixed_mean + a[k] * (parts[k][0] - parts[0][0])
+        mixed_var = mixed_var + b[k] * parts[k][1]
+    return mixed_mean.expand_as(mean), mixed_var.expand_as(mean), weight, bias
+
+
+class _SwitchNorm(mixing.MixedNorm):
+    """What switch norm of every dimension shares."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+        )
+        self.mean_weight = torch.nn.Parameter(torch.ones(3, device=device, dtype=dtype))
+        self.var_weight = torch.nn.Parameter(torch.ones(3, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Ones and zeros, and equal shares of the three statistics."""
+        super().reset_parameters()
+        for name in ("mean_weight", "var_weight"):
+            if name in self._parameters:  # not yet there when the first of torch's constructors calls this
+                torch.nn.init.ones_(self.get_parameter(name))
+
+    @one_node
+    def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalize, add the residual, activate; see `normkit.functional.switch_norm`."""
+        self._check_input_dim(input)
+        running_mean, running_var, batches, training = self._statistics()
+        return switch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.mean_weight,
+            self.var_weight,
+            self.weight,
+            self.bias,
+            training,
+            self.momentum,
+            self.eps,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+            num_batches_tracked=batches,
+        )
+
+
+class SwitchNorm1d(_SwitchNorm):
+    """Switch norm over (N, C) or (N, C, L): instance, layer and batch statistics mixed by learned weights.
+
+    Equation and errors as in `normkit.functional.switch_norm`. It is no `torch.nn.BatchNorm1d`, so that tools that
+    fuse or convert batch norms leave it alone.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a batch in the running statistics; None for the cumulative average.
+        affine: learn a weight, and a bias where `bias` is true.
+        track_running_stats: keep running statistics for the batch part and take them in evaluation.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: learn a bias.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+
+    `mean_weight` and `var_weight`, (3) each, are learned: the softmax of each gives the shares of instance, layer
+    and batch. `forward(input, *, residual=None, mask=None)` as in `BatchNorm1d`.
+
+    >>> SwitchNorm1d(16, activation="relu")(torch.randn(8, 16)).shape
+    torch.Size([8, 16])
+    """
+
+    _check_input_dim = torch.nn.BatchNorm1d._check_input_dim  # pyright: ignore
+
+
+class SwitchNorm2d(_SwitchNorm):
+    """Switch norm over (N, C, H, W); arguments as in `SwitchNorm1d`.
+
+    >>> SwitchNorm2d(3)(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    _check_input_dim = torch.nn.BatchNorm2d._check_input_dim  # pyright: ignore
+
+
+class SwitchNorm3d(_SwitchNorm):
+    """Switch norm over (N, C, D, H, W); arguments as in `SwitchNorm1d`."""
+
+    _check_input_dim = torch.nn.BatchNorm3d._check_input_dim  # pyright: ignore
