@@ -136,7 +136,9 @@ def combined(
     if isinstance(count, Tensor):
         count = count.to(mean.dtype).reshape([-1, 1] if per_sample else [])
     used = combine(mean, var, count, *parameters)
-    m, v, w, b = (None if u is None else u.expand(shape).reshape([-1, shape[-1], *spatial]) for u in used)
+    m, v, w, b = (
+        None if u is None else u.to(mean.dtype).expand(shape).reshape([-1, shape[-1], *spatial]) for u in used
+    )
     assert m is not None
     assert v is not None
     high = m.detach().to(wide.dtype)

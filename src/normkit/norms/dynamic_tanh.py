@@ -49,7 +49,7 @@ def dynamic_tanh(
     for name, parameter in (("alpha", alpha), ("weight", weight), ("bias", bias)):
         inputs.check_mixed(name, parameter, input)
     wide = torch.promote_types(input.dtype, torch.float32)
-    y = torch.tanh(input.to(wide) * alpha.to(wide))
+    y = (input.to(wide) * alpha.to(wide)).tanh_()  # in place, for fresh memory costs more than the tanh
     if weight is not None:
         y = y * weight.to(wide) if bias is None else torch.addcmul(bias.to(wide), y, weight.to(wide))
     elif bias is not None:
