@@ -116,7 +116,7 @@ PICTURES = {
         Panel("batch", CHANNEL, down="", sign="+"),
     ],
     "batch_instance_norm": [Panel("batch", CHANNEL), Panel("instance", PLANE, down="", sign="+")],
-    "conditional_norm": [
+    "conditional": [
         Panel("mean and variance, here of batch norm", CHANNEL),
         Panel("weight and bias", rows, side=1, down=""),
     ],

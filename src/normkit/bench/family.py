@@ -71,12 +71,12 @@ def contenders(member: Member, shape: Shape) -> list[Contender]:
     """The member and batch norm, on the same values."""
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(shape.size, generator=generator) for _ in range(2))
-    table = [t.flatten(0, -2) if member.shapes is TOKENS else t for t in (x, dy)]
-    batch = layer(nk, "batch", tuple(table[0].shape), x.dtype)
+    table, dtable = (t.flatten(0, -2) if member.shapes is TOKENS else t for t in (x, dy))
+    batch = layer(nk, "batch", tuple(table.shape), x.dtype)
     ours = member.build(shape.size).train(not member.evaluation)
     if member.evaluation:
         return [Contender(MEMBER, lambda: ours(x)), Contender(BATCH, lambda: batch(x))]
-    return [of_module(MEMBER, ours, x, dy, None), of_module(BATCH, batch, *table, None)]
+    return [of_module(MEMBER, ours, x, dy, None), of_module(BATCH, batch, table, dtable, None)]
 
 
 def ratio(one: Measured) -> Spread:
