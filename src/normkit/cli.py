@@ -72,7 +72,11 @@ def compare(
     model: Annotated[str, _question("mlp, cnn or sigmoid.")] = Grid.model,
     norms: Annotated[
         str,
-        _question("Of none, batch, layer, group, instance, rms, with commas.", "all that the model takes"),
+        _question(
+            "With commas, of none, batch, layer, group, instance, rms, ghost, renorm, virtual, adaptive, sync, "
+            "switch, batch_instance, frn, dynamic_tanh, weight_norm, weight_standardization, spectral_norm.",
+            "the first six, as far as the model takes them",
+        ),
     ] = ",".join(Grid.norms),
     placement: Annotated[str, _question("pre or post: before the activation or after it.")] = Grid.placement,
     lr: Annotated[
@@ -107,7 +111,7 @@ def compare(
     Stop it whenever you like: the same command goes on, to the same result.
 
     [bold]normkit compare[/bold]
-    Every norm on handwritten digits; a minute or two.
+    The usual norms on handwritten digits; a minute or two.
 
     [bold]normkit compare --norms none,batch --lr 0.001,0.003,0.01[/bold]
     Each norm at its best learning rate.

@@ -13,7 +13,7 @@ from normkit.errors import InputError
 from normkit.lab.compare import check_out, compare, plan
 from normkit.lab.comparison import Comparison, summarize
 from normkit.lab.grid import Grid
-from normkit.lab.models import MODELS, NORMS
+from normkit.lab.models import MODELS, NORMS, USUAL
 from normkit.lab.records import Epoch, Settings
 from normkit.lab.sentence import sentence
 
@@ -245,10 +245,18 @@ def test_grid_refuses_what_makes_no_sense(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_plan_takes_every_norm_that_the_model_can_take(model: str) -> None:
+def test_plan_takes_the_usual_norms_that_the_model_can_take(model: str) -> None:
     settings = plan(Grid(model=model, seeds=1)).settings
-    expected = NORMS if model == "cnn" else tuple(norm for norm in NORMS if norm != "instance")
+    expected = USUAL if model == "cnn" else tuple(norm for norm in USUAL if norm != "instance")
     assert tuple(s.norm for s in settings) == expected
+
+
+def test_plan_takes_every_norm_that_is_named() -> None:
+    assert tuple(s.norm for s in plan(Grid(norms=NORMS, seeds=1)).settings) == NORMS
+    with pytest.raises(InputError, match="--batch-size must be 2 to"):
+        plan(Grid(norms=("none", "renorm"), batch_size=1))
+    with pytest.raises(InputError, match=r"norm 'ghost' .* a batch of 17"):
+        plan(Grid(norms=("none", "ghost"), batch_size=17))
 
 
 def test_plan_runs_whole_seeds_and_nothing_twice() -> None:

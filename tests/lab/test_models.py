@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import normkit as nk
 from normkit.errors import InputError
-from normkit.lab.models import MODELS, NORMS, PLACEMENTS, build
+from normkit.lab.models import GHOST, MODELS, NORMS, PLACEMENTS, begin, build, check_ghosts, least_batch
 
 IMAGE = (3, 9, 8)
+OVER_SPACE = ("instance", "batch_instance", "frn")  # nothing to share behind a dense layer
+WEIGHTS = ("weight_norm", "weight_standardization", "spectral_norm")
 BUILDABLE = [
     (model, norm, placement)
     for model, norm, placement in itertools.product(MODELS, NORMS, PLACEMENTS)
-    if norm != "instance" or model == "cnn"
+    if norm not in OVER_SPACE or model == "cnn"
 ]
-NORM_LAYERS = (nk.BatchNorm1d, nk.BatchNorm2d, nk.LayerNorm, nk.GroupNorm, nk.InstanceNorm2d, nk.RMSNorm)
+NORM_LAYERS = tuple(
+    value
+    for name in nk.__all__
+    if inspect.isclass(value := getattr(nk, name)) and issubclass(value, nn.Module)
+)
 
 
 def network(model: str, norm: str = "batch", placement: str = "pre", dropout: float = 0.0) -> nn.Module:
@@ -34,6 +42,7 @@ def test_images_become_logits_and_every_parameter_learns(model: str, norm: str, 
     torch.manual_seed(0)
     net = network(model, norm, placement, dropout=0.1)
     x = torch.randn(5, *IMAGE)
+    begin(net, norm, x)
     logits = net(x)
     assert logits.shape == (5, 7)
     logits.logsumexp(1).sum().backward()
@@ -79,13 +88,21 @@ def test_sigmoid_weights_are_small_gaussians_without_bias() -> None:
             assert not layer.bias.any()
 
 
+def drawn_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight before a norm of weights: weight norm keeps it as the direction."""
+    if not parametrize.is_parametrized(layer):
+        return layer.weight
+    kept = layer.parametrizations.weight
+    return kept.original1 if hasattr(kept, "original1") else kept.original
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_one_seed_gives_one_set_of_weights_whatever_the_norm(model: str) -> None:
     def weights(norm: str, placement: str) -> list[torch.Tensor]:
         torch.manual_seed(3)
         net = network(model, norm, placement)
         layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        drawn = [parameter for layer in layers for parameter in layer.parameters()]
+        drawn = [tensor for layer in layers for tensor in (drawn_weight(layer), layer.bias)]
         return [*drawn, torch.get_rng_state()]  # and dropout goes on from the same point
 
     expected = weights("none", "pre")
@@ -94,31 +111,105 @@ def test_one_seed_gives_one_set_of_weights_whatever_the_norm(model: str) -> None
             assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])
+AXES = {
+    **dict.fromkeys(("batch", "ghost", "renorm", "adaptive", "sync", "batch_instance"), (0, 2, 3)),
+    "layer": (1, 2, 3),
+    "group": (2, 3, 4),
+    "instance": (2, 3),
+    "rms": (1,),
+}
+
+
+@pytest.mark.parametrize("norm", AXES)
 def test_norms_of_the_cnn_share_over_the_axes_they_name(norm: str) -> None:
-    """Before training a convolution's norm gives zero mean (but RMS) and unit square over its set of axes."""
+    """Before training a convolution's norm gives zero mean (but RMS) and unit square over its set of axes.
+
+    Batch renorm begins as batch norm, batch-instance norm too; six samples are one sub-batch.
+    """
     torch.manual_seed(0)
     convolution, layer, *_ = network("cnn", norm).children()
     x = 3 + 2 * torch.randn(6, *IMAGE)
     y = layer(convolution(x)).detach()
-    axes = {"batch": (0, 2, 3), "layer": (1, 2, 3), "group": (2, 3, 4), "instance": (2, 3), "rms": (1,)}[norm]
     if norm == "group":
         y = y.unflatten(1, (4, 8))
-    square = y.square().mean(axes)
+    square = y.square().mean(AXES[norm])
     torch.testing.assert_close(square, torch.ones_like(square), rtol=1e-3, atol=0)  # eps against the variance
     if norm != "rms":
-        torch.testing.assert_close(y.mean(axes), torch.zeros_like(square), rtol=0, atol=1e-5)
+        torch.testing.assert_close(y.mean(AXES[norm]), torch.zeros_like(square), rtol=0, atol=1e-5)
+
+
+def test_ghosts_are_sub_batches() -> None:
+    torch.manual_seed(0)
+    convolution, layer, *_ = network("cnn", "ghost").children()
+    y = layer(convolution(torch.randn(2 * GHOST, *IMAGE))).detach()
+    mean = y.unflatten(0, (2, GHOST)).mean((1, 3, 4))
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["virtual", "frn", "dynamic_tanh", *WEIGHTS])
+def test_norms_that_know_no_batch(norm: str) -> None:
+    """A sample comes out as it would alone, but for the order of sums: 1e-5 of values about 1."""
+    torch.manual_seed(0)
+    net = network("cnn", norm)
+    x = torch.randn(6, *IMAGE)
+    begin(net, norm, x)
+    net.eval()  # in training spectral norm sharpens its vectors with every use
+    torch.testing.assert_close(net(x)[:1], net(x[:1]), rtol=0, atol=1e-5)
+
+
+def test_weight_norm_begins_with_outputs_of_unit_deviation() -> None:
+    torch.manual_seed(0)
+    net = network("cnn", "weight_norm", dropout=0.5)
+    x, state = 3 + torch.randn(64, *IMAGE), torch.get_rng_state()
+    begin(net, "weight_norm", x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training
+    y = net.get_submodule("0")(x).detach()
+    for moment, value in ((y.mean((0, 2, 3)), 0.0), (y.std((0, 2, 3), correction=0), 1.0)):
+        torch.testing.assert_close(moment, torch.full_like(moment, value), rtol=0, atol=1e-4)
+
+
+def test_samples_that_weight_norm_cannot_begin_with() -> None:
+    with pytest.raises(InputError, match=r"norm 'weight_norm' cannot begin with these samples: .*variance"):
+        begin(network("mlp", "weight_norm"), "weight_norm", torch.ones(4, *IMAGE))
+
+
+def test_norms_of_weights_are_on_every_hidden_layer() -> None:
+    for model, norm in itertools.product(MODELS, WEIGHTS):
+        layers = [m for m in network(model, norm).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        assert [parametrize.is_parametrized(layer) for layer in layers] == [True] * (len(layers) - 1) + [
+            False
+        ]
+
+
+def test_the_threshold_of_frn_is_its_activation() -> None:
+    conv = ["Conv2d", "FilterResponseNorm"]
+    for placement in PLACEMENTS:
+        dense = ["Linear", "ReLU", "Linear"]  # without a norm
+        assert names(network("cnn", "frn", placement)) == [*conv, *conv, "MaxPool2d", "Flatten", *dense]
 
 
 @pytest.mark.parametrize(
-    ("norm", "per_channel"), [("batch", 2), ("layer", 2), ("group", 2), ("instance", 2), ("rms", 1)]
+    ("norm", "per_channel", "per_layer"),
+    [
+        *((norm, 2, 0) for norm in ("batch", "layer", "group", "instance", "ghost", "renorm")),
+        *((norm, 2, 0) for norm in ("virtual", "adaptive", "sync")),
+        ("switch", 2, 6),  # the shares of three means and three variances
+        ("batch_instance", 3, 0),  # and the gate
+        ("frn", 3, 0),  # and the threshold
+        ("dynamic_tanh", 2, 1),  # and the slope
+        ("rms", 1, 0),
+        ("weight_norm", 1, 0),
+        ("weight_standardization", 2, 0),  # those of the group norm behind it
+        ("spectral_norm", 0, 0),
+    ],
 )
-def test_norms_of_the_cnn_learn_as_many_numbers_per_channel(norm: str, per_channel: int) -> None:
+def test_norms_of_the_cnn_learn_so_many_numbers(norm: str, per_channel: int, per_layer: int) -> None:
     def count(name: str) -> int:
         return sum(parameter.numel() for parameter in network("cnn", name).parameters())
 
-    dense = 0 if norm == "instance" else 128
-    assert count(norm) - count("none") == per_channel * (32 + 64 + dense)
+    channels = (32, 64) if norm in OVER_SPACE else (32, 64, 128)
+    assert count(norm) - count("none") == per_channel * sum(channels) + per_layer * len(channels)
 
 
 @pytest.mark.parametrize(("model", "groups"), [("mlp", [2, 4]), ("sigmoid", [5, 5, 5]), ("cnn", [4, 8, 8])])
@@ -133,17 +224,45 @@ def test_without_norm_there_is_none(model: str) -> None:
     assert not any(isinstance(layer, NORM_LAYERS) for layer in network(model, "none").modules())
 
 
+@pytest.mark.parametrize("norm", OVER_SPACE)
 @pytest.mark.parametrize("model", ["mlp", "sigmoid"])
-def test_instance_norm_is_undefined_for_dense_networks(model: str) -> None:
-    with pytest.raises(
-        InputError, match=f"more than one value per channel, the dense layers of '{model}' have one"
-    ):
-        network(model, "instance")
+def test_norms_over_space_are_undefined_for_dense_networks(model: str, norm: str) -> None:
+    words = f"'{norm}' needs more than one value per channel, the dense layers of '{model}' have one"
+    with pytest.raises(InputError, match=words):
+        network(model, norm)
 
 
-def test_instance_norm_leaves_the_cnn_s_dense_layer_alone() -> None:
-    norms = [type(layer) for layer in network("cnn", "instance").modules() if isinstance(layer, NORM_LAYERS)]
-    assert norms == [nk.InstanceNorm2d, nk.InstanceNorm2d]
+@pytest.mark.parametrize("norm", OVER_SPACE)
+def test_norms_over_space_leave_the_cnn_s_dense_layer_alone(norm: str) -> None:
+    norms = [layer for layer in network("cnn", norm).modules() if isinstance(layer, NORM_LAYERS)]
+    assert len(norms) == 2
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_least_batch_is_the_least_that_trains(norm: str) -> None:
+    def trains(samples: int) -> bool:
+        net = network("cnn", norm)
+        begin(net, norm, torch.randn(4, *IMAGE))
+        try:
+            net(torch.randn(samples, *IMAGE))
+        except ValueError:
+            return False
+        return True
+
+    torch.manual_seed(0)
+    least = least_batch(norm)
+    assert trains(least)
+    assert least == 1 or not trains(least - 1)
+
+
+def test_ghosts_that_leave_one_alone_are_refused() -> None:
+    for batch_size, samples in ((GHOST, 100 + GHOST), (GHOST + 2, 1000), (64, 64 * 5 + 1)):
+        check_ghosts("ghost", batch_size, samples)
+    check_ghosts("batch", GHOST + 1, 100)
+    with pytest.raises(InputError, match="of a batch of 17 one would be left: choose another batch size"):
+        check_ghosts("ghost", GHOST + 1, 100)
+    with pytest.raises(InputError, match="of a batch of 33 one would be left"):
+        check_ghosts("ghost", 64, 64 * 5 + 33)
 
 
 def test_cnn_takes_the_smallest_image_and_no_smaller() -> None:

@@ -20,7 +20,7 @@ from normkit.lab import figures, report, table
 from normkit.lab.compare import compare
 from normkit.lab.comparison import Comparison, summarize
 from normkit.lab.grid import Grid
-from normkit.lab.models import NORMS
+from normkit.lab.models import NORMS, USUAL
 
 CURVES = [[0.4, 0.7, 0.90], [0.3, 0.8, 0.93], [0.5, 0.6, 0.95]]
 COMMAND = "normkit compare --seeds 3"
@@ -168,7 +168,7 @@ def test_spread_moves_labels_apart_and_no_more(values: list[float], distance: fl
 
 
 def test_labels_at_line_ends_do_not_overlap() -> None:
-    svg = figures.accuracy_curves(made(*NORMS))  # six equal curves end at one point
+    svg = figures.accuracy_curves(made(*NORMS))  # equal curves end at one point
     texts = re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>(\w+)</text>', svg)
     heights = {name: float(y) for y, name in texts if name in NORMS}
     assert set(heights) == set(NORMS)
@@ -240,14 +240,22 @@ def test_palette_is_legible(scheme: dict[str, str]) -> None:
     for ground in ("ground", "panel"):
         for name in ("ink", "quiet", "good", "bad"):
             assert contrast(of_hex(scheme[name]), of_hex(scheme[ground])) >= 4.5, name
-    for norm in NORMS:
+    for norm in USUAL:
         assert contrast(of_hex(scheme[f"norm-{norm}"]), of_hex(scheme["ground"])) >= 3, norm
+
+
+def test_no_two_norms_look_alike() -> None:
+    """The usual ones have colors of their own, the others theirs and other dashes."""
+    same = dict(re.findall(r"--norm-(\w+): var\(--norm-(\w+)\);", CSS))
+    assert set(same) | set(USUAL) == set(NORMS)
+    assert set(same.values()) <= set(USUAL)
+    assert len({(same.get(norm, norm), figures.DASHES[norm]) for norm in NORMS}) == len(NORMS)
 
 
 @pytest.mark.parametrize("vision", VISIONS)
 @pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
 def test_palette_is_told_apart(scheme: dict[str, str], vision: str) -> None:
-    seen = [cielab(np.array(VISIONS[vision]) @ of_hex(scheme[f"norm-{norm}"])) for norm in NORMS]
+    seen = [cielab(np.array(VISIONS[vision]) @ of_hex(scheme[f"norm-{norm}"])) for norm in USUAL]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) >= 22
 
 

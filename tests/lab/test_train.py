@@ -115,7 +115,18 @@ def test_measurements_before_the_first_step_and_after_every_quarter(digits: Data
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize(("model", "norm"), [("mlp", "batch"), ("cnn", "group"), ("sigmoid", "rms")])
+@pytest.mark.parametrize(
+    ("model", "norm"),
+    [
+        ("mlp", "batch"),
+        ("cnn", "group"),
+        ("sigmoid", "rms"),
+        ("mlp", "renorm"),  # a schedule that counts steps
+        ("sigmoid", "virtual"),  # a reference from before the first step
+        ("mlp", "weight_norm"),  # first values from samples
+        ("sigmoid", "spectral_norm"),  # vectors that move with every use
+    ],
+)
 def test_interrupted_runs_end_in_the_same_bits(
     model: str, norm: str, optimizer: str, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -270,11 +281,12 @@ def test_losses_are_means_over_both_splits(tmp_path: Path) -> None:
         ({"batch_size": 0}, r"batch size must be 2 to 1438, .* got 0"),
         ({"batch_size": 1}, r"batch size must be 2 to 1438, .* for norm 'batch'; got 1"),
         ({"batch_size": 1439}, r"got 1439"),
+        ({"norm": "ghost", "batch_size": 17}, r"norm 'ghost' takes 16 samples .* a batch of 17"),
         ({"norm": "none", "batch_size": 0}, r"batch size must be 1 to 1438"),
         ({"optimizer": "adm"}, r"unknown optimizer 'adm': .* did you mean 'adam'"),
         ({"norm": "bach"}, r"unknown norm 'bach': .* did you mean 'batch'"),
         ({"model": "mpl"}, r"unknown model 'mpl'"),
-        ({"norm": "instance"}, r"instance norm needs more than one value per channel"),
+        ({"norm": "instance"}, r"norm 'instance' needs more than one value per channel"),
         ({"epochs": 0}, r"epochs must be 1 or more, got 0"),
         ({"threads": 0}, r"threads must be 1 or more, got 0"),
         ({"seed": -1}, r"seed must be 0 or more, got -1"),

@@ -53,10 +53,14 @@ class Measured:
 
     def speedup(self, peer: str = EAGER) -> Spread | None:
         """How many times the time of ours the peer took, round by round; None where it did not run."""
-        if peer not in self.times:
+        return self.ratio(peer, OURS)
+
+    def ratio(self, one: str, other: str) -> Spread | None:
+        """How many times the time of the other the one took, round by round; None where it did not run."""
+        if one not in self.times:
             return None
-        pairs = zip(self.times[peer].total, self.times[OURS].total, strict=True)
-        return Spread.of([theirs / ours for theirs, ours in pairs])
+        pairs = zip(self.times[one].total, self.times[other].total, strict=True)
+        return Spread.of([its / the_others for its, the_others in pairs])
 
     def over_floor(self, phase: Phase = "total") -> Spread | None:
         """How many times the floor ours took, round by round; None where the phase was not timed."""

@@ -19,17 +19,18 @@ from collections.abc import Callable, Sequence
 import torch
 
 import normkit as nk
-from normkit.bench import steps
+from normkit.bench import family, steps
 from normkit.bench.cases import Case
 from normkit.bench.contenders import absent, contenders
 from normkit.bench.machine import Machine
 from normkit.bench.networks import NETWORKS
 from normkit.bench.result import Measured, Result
-from normkit.bench.rows import ROWS
+from normkit.bench.rows import ROWS, Row
+from normkit.bench.shapes import Shape
 from normkit.bench.timing import interleave, torch_threads
 from normkit.errors import InputError, unknown
 
-KEYS = (*(row.key for row in ROWS), steps.STEPS)
+KEYS = (*(row.key for row in ROWS), *(member.key for member in family.MEMBERS), steps.STEPS)
 SHAPES_OF = tuple(dict.fromkeys(shape.network for row in ROWS for shape in row.shapes))
 
 # Called before each measurement: how many are done, of how many, and the next one in words.
@@ -47,7 +48,7 @@ def run(
     """Measure normkit beside its peers and the memory bus.
 
     Args:
-        rows: keys of `KEYS`: rows of the table of `normkit.bench.rows`, and `steps`.
+        rows: keys of `KEYS`: rows of the table of `normkit.bench.rows`, members of the family, and `steps`.
         networks: names of `SHAPES_OF`: the networks whose layers are taken as shapes.
         threads: of torch; None for torch's own number.
         repeats: rounds, 2 or more; None for 11, in a quick run 5.
@@ -57,9 +58,13 @@ def run(
     Raises:
         InputError: an unknown row or network, nothing selected, fewer than 2 rounds or 1 thread.
     """
-    cases = _cases(rows, networks, quick)
+    _check_names(rows, networks)
+    cases = [Case(row, shape) for row in ROWS for shape in _shapes(row, rows, networks, quick)]
+    members = [
+        (member, shape) for member in family.MEMBERS for shape in _shapes(member, rows, networks, quick)
+    ]
     nets = list(NETWORKS) if steps.STEPS in rows else []
-    total = len(cases) + len(nets)
+    total = len(cases) + len(members) + len(nets)
     if not total:
         raise InputError(f"no shape of {', '.join(networks)} belongs to {', '.join(rows)}: choose other ones")
     repeats = (5 if quick else 11) if repeats is None else repeats
@@ -73,25 +78,31 @@ def run(
         for case in cases:
             on_progress(len(measured), total, f"{case.row.title}, {case.shape}")
             measured.append(measure(case, repeats, without, machine.last_level_cache))
+        for member, shape in members:
+            on_progress(len(measured), total, f"{member.title}, {shape}")
+            measured.append(family.measure(member, shape, repeats))
         for network in nets:
             on_progress(len(measured), total, f"training step of {network}")
             measured.append(steps.measure(network, repeats))
     return Result(machine, without, measured)
 
 
-def _cases(rows: Sequence[str], networks: Sequence[str], quick: bool) -> list[Case]:
+def _check_names(rows: Sequence[str], networks: Sequence[str]) -> None:
     for key in rows:
         if key not in KEYS:
             raise unknown("row", key, KEYS)
     for network in networks:
         if network not in SHAPES_OF:
             raise unknown("network", network, SHAPES_OF)
-    return [
-        Case(row, shape)
-        for row in ROWS
-        for shape in row.shapes
-        if row.key in rows and shape.network in networks and (shape.quick or not quick)
-    ]
+
+
+def _shapes(
+    row: Row | family.Member, rows: Sequence[str], networks: Sequence[str], quick: bool
+) -> list[Shape]:
+    """The shapes of a row that are asked for."""
+    if row.key not in rows:
+        return []
+    return [shape for shape in row.shapes if shape.network in networks and (shape.quick or not quick)]
 
 
 def measure(case: Case, repeats: int, without: dict[str, str], cache: int | None) -> Measured:

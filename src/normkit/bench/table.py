@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from normkit.bench import family
 from normkit.bench.contenders import COPY, EAGER, OURS, PEERS
 from normkit.bench.result import Measured, Result, Spread
 from normkit.bench.rows import BACKWARD_BOUND, FORWARD_BOUND, ROWS
@@ -36,6 +37,9 @@ def print_table(result: Result) -> None:
     summaries = summarize(result)
     if summaries:
         console.print(_measurements(result, peers))
+    costs = family.costs(result)
+    if costs:
+        console.print(_members(result), _family(costs))
     if result.of(STEPS):
         console.print(_steps(result.of(STEPS)))
     if summaries:
@@ -84,6 +88,27 @@ def _steps(measured: Sequence[Measured]) -> Any:
     table = columns("training step", "ours, ms", EAGER)
     for one in measured:
         table.add_row(str(one), _milliseconds(one, OURS), _spread(one.speedup()))
+    return table
+
+
+def _members(result: Result) -> Any:
+    table = columns("shape", "batch norm, ms", "member, ms", "× batch norm")
+    for member in family.MEMBERS:
+        measured = result.of(member.key)
+        if measured:
+            table.add_section()
+            table.add_row(member.title)
+        for one in measured:
+            times = [_milliseconds(one, contender) for contender in (family.BATCH, family.MEMBER)]
+            table.add_row(f"  {one}", *times, _spread(family.ratio(one)))
+    return table
+
+
+def _family(costs: Sequence[family.Cost]) -> Any:
+    table = columns("× batch norm", "geometric mean", "worst", "of", "verdict")
+    for one in costs:
+        bound = "—" if one.member.bound is None else f"{one.member.bound:g}"
+        table.add_row(one.member.title, _ratio(one.mean), f"{one.worst:.2f}, {one.where}", bound, one.verdict)
     return table
 
 

@@ -15,7 +15,7 @@ from normkit.errors import InputError, unknown
 from normkit.lab.comparison import Comparison, summarize
 from normkit.lab.data import Dataset, load
 from normkit.lab.grid import OUT, Grid
-from normkit.lab.models import MODELS, NORMS, PLACEMENTS, build
+from normkit.lab.models import MODELS, NORMS, PLACEMENTS, USUAL, build, check_ghosts, least_batch
 from normkit.lab.records import Epoch, Settings
 from normkit.lab.scaling import SCALINGS, scale
 from normkit.lab.store import Store
@@ -66,12 +66,14 @@ def plan(grid: Grid) -> Plan:
     _check_device(grid.device)
     dataset = scale(grid.input_scaling, load(grid.data))
     norms = _norms(grid, dataset)
-    least = 2 if "batch" in norms else 1
+    least = max(map(least_batch, norms))
     if not least <= grid.batch_size <= len(dataset.x_train):
         raise InputError(
             f"--batch-size must be {least} to {len(dataset.x_train)}, the training samples of {grid.data}, "
             f"got {grid.batch_size}"
         )
+    for norm in norms:
+        check_ghosts(norm, grid.batch_size, len(dataset.x_train))
     settings = tuple(
         _settings(grid, dataset, norm, lr, seed)
         for seed in range(grid.seeds)
@@ -134,8 +136,8 @@ def _check_device(name: str) -> None:
 
 
 def _norms(grid: Grid, dataset: Dataset) -> tuple[str, ...]:
-    """The norms asked for, each of which the model must take; without any, all that it takes."""
-    refusals = {norm: _refusal(grid, dataset, norm) for norm in dict.fromkeys(grid.norms or NORMS)}
+    """The norms asked for, each of which the model must take; without any, the usual ones that it takes."""
+    refusals = {norm: _refusal(grid, dataset, norm) for norm in dict.fromkeys(grid.norms or USUAL)}
     for norm, refusal in refusals.items():
         if refusal and (grid.norms or norm == "none"):
             raise refusal

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from normkit.lab.comparison import Comparison, Row, final, gap
 from normkit.lab.intervals import Estimate
-from normkit.lab.models import NORMS
+from normkit.lab.models import NORMS, USUAL
 from normkit.lab.records import Measurement
 
 # Matplotlib wants colors where the page has variables: each color stands for one, and _svg puts it in place.
@@ -23,6 +23,8 @@ _COLORS = {norm: f"#0a0c{index:02x}" for index, norm in enumerate(NORMS)}
 _VARIABLES = {_TEXT: "currentColor", _LINE: "var(--line)"} | {
     color: f"var(--norm-{norm})" for norm, color in _COLORS.items()
 }
+# More colors than the usual norms have are not told apart: the others have these again, with other dashes.
+DASHES = {norm: ("-", (0, (5, 1.5)), (0, (1.5, 1)))[i // len(USUAL)] for i, norm in enumerate(NORMS)}
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, read aloud, in the page's font
@@ -45,16 +47,17 @@ _STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_WIDTH = 7.4  # inches
+_WIDTH, _HEIGHT = 7.4, 4.2  # inches, of curves with up to 14 labels
 
 
 def accuracy_curves(comparison: Comparison) -> str:
     """Validation accuracy over steps: each norm's median, and a band from its lowest to its highest seed."""
 
     def draw() -> Figure:
-        figure = Figure(figsize=(_WIDTH, 4.2), layout="constrained")
-        axes = figure.add_subplot()
         curves = {row.norm: _over_steps(row, lambda m: 1 - m.val_accuracy) for row in _drawn(comparison)}
+        stretch = max(1.0, len(curves) / 14)
+        figure = Figure(figsize=(_WIDTH, stretch * _HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
         errors = (error for curve in curves.values() for values in curve.values() for error in values)
         perfect = min(filter(None, errors), default=0.01) / 2  # a logarithm has no place for an error of 0
         ends = {}
@@ -64,7 +67,7 @@ def accuracy_curves(comparison: Comparison) -> str:
                 for summary in (statistics.median, min, max)
             )
             axes.fill_between(list(curve), low, high, color=_COLORS[norm], alpha=0.12, lw=0)
-            axes.plot(list(curve), median, color=_COLORS[norm], lw=2)
+            axes.plot(list(curve), median, color=_COLORS[norm], lw=2, ls=DASHES[norm])
             ends[norm] = median[-1]
         target = max(1 - comparison.target, perfect)
         axes.axhline(target, color=_TEXT, lw=0.9, ls=(0, (5, 4)))
@@ -76,7 +79,7 @@ def accuracy_curves(comparison: Comparison) -> str:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):g}%"))
         _step_axis(axes, curves.values())
-        _label_ends(axes, ends)
+        _label_ends(axes, ends, 0.062 / stretch)
         axes.annotate(
             f"target {comparison.target:.1%}",
             (0, target),
@@ -200,11 +203,11 @@ def _step_axis(axes: Axes, curves: Iterable[Iterable[int]]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
 
 
-def _label_ends(axes: Axes, ends: dict[str, float]) -> None:
+def _label_ends(axes: Axes, ends: dict[str, float], distance: float) -> None:
     """Name each line at its right end, the names moved apart, with a thread from line to name."""
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [float(to_axes.transform((1, y))[1]) for y in ends.values()]
-    for norm, height, label in zip(ends, heights, spread(heights, 0.062), strict=True):
+    for norm, height, label in zip(ends, heights, spread(heights, distance), strict=True):
         axes.plot(
             [1.005, 1.035],
             [height, label],

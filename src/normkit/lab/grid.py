@@ -22,7 +22,7 @@ class Grid:
 
     data: str = "digits"
     model: str = "cnn"
-    norms: tuple[str, ...] = ()  # empty: all that the model can take
+    norms: tuple[str, ...] = ()  # empty: the usual ones, `models.USUAL`, that the model can take
     placement: str = "pre"
     input_scaling: str = "standard"
     batch_size: int = 64

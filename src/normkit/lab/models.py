@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -12,11 +13,60 @@ import normkit as nk
 from normkit.errors import InputError, unknown
 
 MODELS = ("mlp", "cnn", "sigmoid")
-NORMS = ("none", "batch", "layer", "group", "instance", "rms")
 PLACEMENTS = ("pre", "post")
 
-# From a layer, its norm and its activation to the modules of a hidden layer, in their order.
-_Hidden = Callable[[nn.Module, nn.Module | None, nn.Module], list[nn.Module]]
+GHOST = 16  # samples
+_SCHEDULE = {"warmup": 50, "r_steps": 400, "d_steps": 250}  # a hundredth of the paper's: runs here are short
+
+_Make = Callable[[int], nn.Module]  # from channels or units to the norm that follows them
+
+
+def _grouped(channels: int) -> nn.Module:
+    """Group norm with the most groups, 8 at most, that share the channels evenly with 8 or more in each.
+
+    Smaller groups lose too much: one of two units would keep nothing but their order.
+    """
+    fitting = (groups for groups in range(1, 9) if channels % groups == 0 and channels // groups >= 8)
+    return nk.GroupNorm(max(fitting), channels)
+
+
+# The norm that follows a convolution, and the one that follows a dense layer; None where one value per channel has
+# no deviation. All have one scale (and shift) per channel. That is why `layer` is group norm with one group, which
+# shares over channels and space as layer norm over (C, H, W) does, whose own scale would be per pixel.
+_NORMS: dict[str, tuple[_Make, _Make | None]] = {
+    "batch": (nk.BatchNorm2d, nk.BatchNorm1d),
+    "layer": (partial(nk.GroupNorm, 1), nk.LayerNorm),
+    "group": (_grouped, _grouped),
+    "instance": (partial(nk.InstanceNorm2d, affine=True), None),
+    "rms": (lambda channels: _PerPixel(nk.RMSNorm(channels)), nk.RMSNorm),
+    "ghost": (partial(nk.GhostBatchNorm2d, ghost_size=GHOST), partial(nk.GhostBatchNorm1d, ghost_size=GHOST)),
+    "renorm": (partial(nk.BatchRenorm2d, **_SCHEDULE), partial(nk.BatchRenorm1d, **_SCHEDULE)),
+    "virtual": (nk.VirtualBatchNorm2d, nk.VirtualBatchNorm1d),
+    "adaptive": (nk.AdaptiveBatchNorm2d, nk.AdaptiveBatchNorm1d),
+    "sync": (nk.SyncBatchNorm, nk.SyncBatchNorm),
+    "switch": (nk.SwitchNorm2d, nk.SwitchNorm1d),
+    "batch_instance": (nk.BatchInstanceNorm2d, None),
+    "frn": (nk.FilterResponseNorm, None),
+    "dynamic_tanh": (lambda channels: _PerPixel(nk.DynamicTanh(channels)), nk.DynamicTanh),
+    "weight_standardization": (_grouped, _grouped),  # it scales no activation: the paper has a norm behind it
+}
+# Those that reparametrize the weight of the layer itself.
+_WEIGHTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight_norm": nk.weight_norm,
+    "weight_standardization": nk.weight_standardization,
+    "spectral_norm": nk.spectral_norm,
+}
+# Those that begin with samples: virtual batch norm's reference, the first values of weight norm.
+_BEGINNINGS: dict[str, Callable[[nn.Module], AbstractContextManager[object]]] = {
+    "virtual": nk.reference_batch,
+    "weight_norm": nk.initialize_from_data,
+}
+NORMS = ("none", *dict.fromkeys((*_NORMS, *_WEIGHTS)))
+_OVER_SAMPLES = ("batch", "ghost", "renorm", "adaptive", "sync", "switch")
+USUAL = ("none", "batch", "layer", "group", "instance", "rms")  # compared where none are named
+
+# From a layer and its activation to the modules of a hidden layer, in their order.
+_Hidden = Callable[[nn.Module, nn.Module], list[nn.Module]]
 
 
 def build(
@@ -31,22 +81,66 @@ def build(
     ========= ======================================================================================
 
     The norm follows every hidden layer, before its activation (`pre`) or after it (`post`), and dropout
-    follows both. In `cnn` instance norm leaves the dense layer without a norm: one value per channel has no
-    deviation. Initial weights depend on torch's seed, not on the norm: runs of one seed are pairs.
+    follows both. A norm of weights is put on every hidden layer; group norm follows standardized ones. In `cnn`
+    the norms over space alone (instance, batch_instance, frn) leave the dense layer without a norm: one value
+    per channel has no deviation. The threshold of `frn` is its activation. Initial weights depend on torch's
+    seed, not on the norm: runs of one seed are pairs.
 
     `sigmoid` is the network that batch norm rescues in Ioffe and Szegedy (2015), section 4.1.
 
     Raises:
         InputError: an unknown name, a dropout outside [0, 1), an input that the network cannot take, or
-            instance norm in a network of dense layers alone.
+            a norm over space alone in a network of dense layers.
     """
     _check(model, norm, placement, dropout)
-    hidden = partial(_hidden, placement, dropout)
+    hidden = partial(_hidden, norm, placement, dropout)
     if model == "cnn":
-        return _cnn(hidden, norm, input_shape, classes)
-    if model == "mlp":
-        return _dense(hidden, norm, input_shape, classes, (16, 32), nn.ReLU)
-    return _dense(hidden, norm, input_shape, classes, (100, 100, 100), nn.Sigmoid).apply(_small_gaussian)
+        network = _cnn(hidden, input_shape, classes)
+    elif model == "mlp":
+        network = _dense(hidden, input_shape, classes, (16, 32), nn.ReLU)
+    else:
+        network = _dense(hidden, input_shape, classes, (100, 100, 100), nn.Sigmoid).apply(_small_gaussian)
+    if norm in _WEIGHTS:
+        with torch.random.fork_rng(devices=[]):  # spectral norm draws its first vectors
+            for layer in _layers(network)[:-1]:
+                _WEIGHTS[norm](layer)
+    return network
+
+
+def begin(network: nn.Module, norm: str, x: torch.Tensor) -> None:
+    """Show a new network the samples that its norm begins with; most norms need none.
+
+    Raises:
+        InputError: samples that a norm cannot begin with.
+    """
+    if norm not in _BEGINNINGS:
+        return
+    network.eval()  # without dropout, which would draw random numbers
+    try:
+        with torch.no_grad(), _BEGINNINGS[norm](network):
+            network(x)
+    except ValueError as refusal:
+        raise InputError(f"norm {norm!r} cannot begin with these samples: {refusal}") from refusal
+    network.train()
+
+
+def least_batch(norm: str) -> int:
+    """How many samples a batch must have: those whose statistics are of samples need two."""
+    return 2 if norm in _OVER_SAMPLES else 1
+
+
+def check_ghosts(norm: str, batch_size: int, samples: int) -> None:
+    """Refuse batches that ghost batch norm cannot divide: behind a dense layer one sample has no deviation.
+
+    Raises:
+        InputError: a batch, whole or the last one, of which one sample would be left.
+    """
+    for size in (batch_size, samples % batch_size):
+        if norm == "ghost" and size > 1 and size % GHOST == 1:
+            raise InputError(
+                f"norm 'ghost' takes {GHOST} samples at a time, and of a batch of {size} one would be left: "
+                "choose another batch size"
+            )
 
 
 def _check(model: str, norm: str, placement: str, dropout: float) -> None:
@@ -58,25 +152,41 @@ def _check(model: str, norm: str, placement: str, dropout: float) -> None:
         raise unknown("placement", placement, PLACEMENTS)
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must be 0 or more and below 1, got {dropout:g}")
-    if norm == "instance" and model != "cnn":
+    if model != "cnn" and norm in _NORMS and _NORMS[norm][1] is None:
         raise InputError(
-            f"instance norm needs more than one value per channel, the dense layers of {model!r} have one: "
+            f"norm {norm!r} needs more than one value per channel, the dense layers of {model!r} have one: "
             "use model 'cnn', or norm 'layer' or 'group'"
         )
 
 
 def _hidden(
-    placement: str, dropout: float, layer: nn.Module, norm: nn.Module | None, activation: nn.Module
+    norm: str, placement: str, dropout: float, layer: nn.Module, activation: nn.Module
 ) -> list[nn.Module]:
-    modules = [layer, norm, activation] if placement == "pre" else [layer, activation, norm]
+    following = _norm_after(layer, norm)
+    if isinstance(following, nk.FilterResponseNorm):
+        modules = [layer, following]
+    else:
+        modules = [layer, following, activation] if placement == "pre" else [layer, activation, following]
     if dropout > 0:
         modules.append(nn.Dropout(dropout))
     return [module for module in modules if module is not None]
 
 
+def _norm_after(layer: nn.Module, norm: str) -> nn.Module | None:
+    after_convolution, after_dense = _NORMS.get(norm, (None, None))
+    if isinstance(layer, nn.Conv2d):
+        return after_convolution and after_convolution(layer.out_channels)
+    assert isinstance(layer, nn.Linear)
+    return after_dense and after_dense(layer.out_features)
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Those with weights, the last of which gives the logits."""
+    return [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
 def _dense(
     hidden: _Hidden,
-    norm: str,
     input_shape: tuple[int, ...],
     classes: int,
     widths: tuple[int, ...],
@@ -85,7 +195,7 @@ def _dense(
     features = torch.Size(input_shape).numel()
     modules: list[nn.Module] = [nn.Flatten()]
     for width in widths:
-        modules += hidden(nn.Linear(features, width), _dense_norm(norm, width), activation())
+        modules += hidden(nn.Linear(features, width), activation())
         features = width
     return nn.Sequential(*modules, nn.Linear(features, classes))
 
@@ -96,7 +206,7 @@ def _small_gaussian(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _cnn(hidden: _Hidden, norm: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def _cnn(hidden: _Hidden, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     if len(input_shape) != 3:
         raise InputError(
             f"model 'cnn' needs images (channels, height, width), the input's shape is {input_shape}: "
@@ -110,63 +220,24 @@ def _cnn(hidden: _Hidden, norm: str, input_shape: tuple[int, ...], classes: int)
         )
     features = 64 * ((height - 4) // 2) * ((width - 4) // 2)
     return nn.Sequential(
-        *hidden(nn.Conv2d(channels, 32, 3), _conv_norm(norm, 32), nn.ReLU()),
-        *hidden(nn.Conv2d(32, 64, 3), _conv_norm(norm, 64), nn.ReLU()),
+        *hidden(nn.Conv2d(channels, 32, 3), nn.ReLU()),
+        *hidden(nn.Conv2d(32, 64, 3), nn.ReLU()),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        *hidden(nn.Linear(features, 128), _dense_norm(norm, 128), nn.ReLU()),
+        *hidden(nn.Linear(features, 128), nn.ReLU()),
         nn.Linear(128, classes),
     )
 
 
-def _dense_norm(norm: str, features: int) -> nn.Module | None:
-    if norm == "batch":
-        return nk.BatchNorm1d(features)
-    if norm == "layer":
-        return nk.LayerNorm(features)
-    if norm == "group":
-        return nk.GroupNorm(_groups(features), features)
-    if norm == "rms":
-        return nk.RMSNorm(features)
-    return None
+class _PerPixel(nn.Module):
+    """A norm over the channels of each pixel of (N, C, H, W).
 
-
-def _conv_norm(norm: str, channels: int) -> nn.Module | None:
-    """The norm of a convolution, with one scale (and shift) per channel whatever the norm.
-
-    That is why `layer` is group norm with one group: it shares over channels and space as layer norm over
-    (C, H, W) does, whose own scale would be per pixel.
-    """
-    if norm == "batch":
-        return nk.BatchNorm2d(channels)
-    if norm == "layer":
-        return nk.GroupNorm(1, channels)
-    if norm == "group":
-        return nk.GroupNorm(_groups(channels), channels)
-    if norm == "instance":
-        return nk.InstanceNorm2d(channels, affine=True)
-    if norm == "rms":
-        return _ChannelRMSNorm(channels)
-    return None
-
-
-def _groups(channels: int) -> int:
-    """The most groups, 8 at most, that share the channels evenly with 8 or more in each.
-
-    Smaller groups lose too much: one of two units would keep nothing but their order.
-    """
-    return max(groups for groups in range(1, 9) if channels % groups == 0 and channels // groups >= 8)
-
-
-class _ChannelRMSNorm(nn.Module):
-    """RMS norm over the channels of each pixel of (N, C, H, W).
-
-    Over (C, H, W), RMS norm would learn a scale per pixel and tie the network to one image size.
+    Over (C, H, W) it would learn a scale per pixel and tie the network to one image size.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.norm = nk.RMSNorm(channels)
+        self.norm = norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from normkit.errors import InputError, unknown
 from normkit.lab.data import Dataset
-from normkit.lab.models import build
+from normkit.lab.models import begin, build, check_ghosts, least_batch
 from normkit.lab.records import Epoch, Measurement, Run, Settings
 from normkit.lab.store import Store
 
@@ -78,7 +78,6 @@ class _Session:
             classes=dataset.classes,
             dropout=settings.dropout,
         ).to(device)
-        self.optimizer = _optimizer(settings, self.model)
         self.batch_size = settings.batch_size
         self.device = device
         self.steps = 0
@@ -86,6 +85,8 @@ class _Session:
         part = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))
         part = part[: len(dataset.x_val)].to(device)
         self.train_part = self.x[part], self.y[part]
+        begin(self.model, settings.norm, self.train_part[0][: max(2, settings.batch_size)])
+        self.optimizer = _optimizer(settings, self.model)
         self.val_split = _tensors(dataset.x_val, dataset.y_val, device)
 
     @property
@@ -239,13 +240,14 @@ def _check(settings: Settings, dataset: Dataset) -> None:
         )
     if settings.optimizer not in OPTIMIZERS:
         raise unknown("optimizer", settings.optimizer, OPTIMIZERS)
-    least = 2 if settings.norm == "batch" else 1
+    least = least_batch(settings.norm)
     samples = len(dataset.x_train)
     if not least <= settings.batch_size <= samples:
         raise InputError(
             f"batch size must be {least} to {samples}, the training samples of {dataset.name}, "
             f"for norm {settings.norm!r}; got {settings.batch_size}"
         )
+    check_ghosts(settings.norm, settings.batch_size, samples)
     for name, value, low in (
         ("epochs", settings.epochs, 1),
         ("threads", settings.threads, 1),
