@@ -79,6 +79,10 @@ struct Output {
     NORMKIT_INLINE void put(int64_t at, A v, All) const {
         streamed ? stream(data + at, v) : store(data + at, v, All{});
     }
+    template <class A>
+    NORMKIT_INLINE void put(int64_t at, A v, int64_t next, A w) const {
+        streamed ? stream(data + at, v, data + next, w) : store(data + at, v, data + next, w);
+    }
     template <class A, class Lanes>
     NORMKIT_INLINE void put(int64_t at, A v, Lanes lanes) const {
         store(data + at, keep(v, lanes), lanes);
@@ -103,7 +107,6 @@ struct MomentsPass {
     template <class A>
     using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
     const T* x;
-    MomentsPass of_row(int64_t) const { return *this; }
 
     template <class A>
     struct Coefficient {

@@ -1,147 +1,22 @@
 // Statistics per row, parameters per element: layer norm, and RMS norm, which does not centre.
 // Compiled once per instruction set.
 //
-// Forward, a row is summed and written while it is in the cache. Backward, a tile of rows is: each row is summed
-// for its coefficients, dx is written row by row, then the tile is walked column by column for its share of
-// dweight and dbias. Those are added up in f64 for each chunk of rows, and the chunks in their order. Where rows are
-// few and long, the threads share each row instead: the same pieces, the same order, the same result.
+// Rows are taken in tiles, which stay in the cache. Forward, the rows of a tile are summed, their coefficients are
+// made, and they are written. Backward likewise; dx is written column by column over a few rows at a time, which
+// gives those rows' shares of dweight and dbias. The shares are added up in f64 for each chunk of tiles, and the
+// chunks in their order. Where rows are few and long, the threads share each row instead: the same pieces, the
+// same order, the same result.
 
-#include "coefficients.hpp"
 #include "dispatch.hpp"
 #include "family.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
+#include "row_passes.hpp"
 #include "walk.hpp"
 
 namespace normkit::NORMKIT_ISA {
 
 namespace {
-
-// The coefficients of a row. For y, 1 / deviation is rstd + rstd_lo.
-struct Row {
-    double hi, lo, rstd, rstd_lo, b, c;
-    bool wide;
-};
-enum RowField { kRowShift = kShift, kRowHi, kRowLo, kRowRstd, kRowRstdLo, kRowB, kRowC };
-
-// The fields of a row in the precision of A; mean and rstd as two numbers of it.
-struct OneRow {
-    const Row& row;
-    template <class A>
-    NORMKIT_INLINE A get(int field) const {
-        using E = ElementOf<A>;
-        switch (field) {
-            case kRowShift: return splat<A>(row.hi);
-            case kRowHi: return splat<A>(row.hi);
-            case kRowLo: return splat<A>((row.hi - E(row.hi)) + row.lo);
-            case kRowRstd: return splat<A>(row.rstd);
-            case kRowB: return splat<A>(row.b);
-            case kRowC: return splat<A>(row.c);
-            default: return splat<A>((row.rstd - E(row.rstd)) + row.rstd_lo);
-        }
-    }
-};
-
-// y = xhat weight + bias
-template <class T>
-struct RowOutputPass {
-    static constexpr bool f64_alone = std::is_same_v<T, double>;
-    using Result = NoSums;
-    template <class A>
-    using Addend = NoSums;
-    using E = std::conditional_t<std::is_same_v<T, double>, double, float>;
-    const T* x;
-    const E *weight, *bias;
-    int64_t row;  // offset of the row in x
-    Output<T> y;
-
-    template <class A>
-    struct Coefficient {
-        A hi, lo, rstd, rstd_lo;
-        template <class From>
-        NORMKIT_INLINE explicit Coefficient(const From& from)
-            : hi(from.template get<A>(kRowHi)),
-              lo(from.template get<A>(kRowLo)),
-              rstd(from.template get<A>(kRowRstd)),
-              rstd_lo(from.template get<A>(kRowRstdLo)) {}
-    };
-    int64_t lead(int64_t at) const { return y.lead(at); }
-
-    template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
-        const A d = (load<A>(x + at, lanes) - by.hi) - by.lo;
-        A v = fma(d, by.rstd, d * by.rstd_lo);
-        if (weight) v = bias ? fma(v, load<A>(weight + (at - row), lanes), load<A>(bias + (at - row), lanes))
-                             : v * load<A>(weight + (at - row), lanes);
-        y.put(at, v, lanes);
-    }
-};
-
-// Σ weight dy, Σ weight dy xhat
-template <class T>
-struct RowSumsPass {
-    static constexpr bool f64_alone = std::is_same_v<T, double>;
-    using Result = Sums<T>;
-    template <class A>
-    using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
-    using E = typename RowOutputPass<T>::E;
-    const T *x, *dy;
-    const E* weight;
-    int64_t row = 0;
-    RowSumsPass of_row(int64_t at) const { return {x, dy, weight, at}; }
-
-    template <class A>
-    struct Coefficient {
-        A hi, lo, rstd;
-        template <class From>
-        NORMKIT_INLINE explicit Coefficient(const From& from)
-            : hi(from.template get<A>(kRowHi)), lo(from.template get<A>(kRowLo)), rstd(from.template get<A>(kRowRstd)) {}
-    };
-    int64_t lead(int64_t) const { return 0; }
-
-    template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
-        A dz = load<A>(dy + at, lanes);
-        if (weight) dz = dz * load<A>(weight + (at - row), lanes);
-        add_gradient(sums, dz, ((load<A>(x + at, lanes) - by.hi) - by.lo) * by.rstd);
-    }
-};
-
-// dx = rstd (weight dy + c + b xhat), with b = -mean(weight dy xhat) and c = -mean(weight dy): centred before it is
-// scaled, so that what cancels does so at the size of dy, and the gradient of a row of one value is 0.
-template <class T>
-struct RowGradientPass {
-    static constexpr bool f64_alone = std::is_same_v<T, double>;
-    using Result = NoSums;
-    template <class A>
-    using Addend = NoSums;
-    using E = typename RowOutputPass<T>::E;
-    const T *x, *dy;
-    const E* weight;
-    int64_t row;
-    Output<T> dx;
-
-    template <class A>
-    struct Coefficient {
-        A hi, lo, rstd, b, c;
-        template <class From>
-        NORMKIT_INLINE explicit Coefficient(const From& from)
-            : hi(from.template get<A>(kRowHi)),
-              lo(from.template get<A>(kRowLo)),
-              rstd(from.template get<A>(kRowRstd)),
-              b(from.template get<A>(kRowB)),
-              c(from.template get<A>(kRowC)) {}
-    };
-    int64_t lead(int64_t at) const { return dx.lead(at); }
-
-    template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
-        A dz = load<A>(dy + at, lanes);
-        if (weight) dz = dz * load<A>(weight + (at - row), lanes);
-        const A xhat = ((load<A>(x + at, lanes) - by.hi) - by.lo) * by.rstd;
-        dx.put(at, by.rstd * fma(by.b, xhat, dz + by.c), lanes);
-    }
-};
 
 // Two totals over a row: of its moments, or of its gradient.
 struct RowTotals {
@@ -152,10 +27,11 @@ struct RowTotals {
     }
 };
 
-template <class T>
+template <class T, bool centred>
 class Rows {
-    using E = typename RowOutputPass<T>::E;
-    static constexpr int kTile = 8;
+    using E = ParameterOf<T>;
+    static constexpr bool f64_alone = std::is_same_v<T, double>;
+    static constexpr int kTile = 8;  // most rows of a tile
 
    public:
     explicit Rows(const RowsCall& call)
@@ -165,94 +41,77 @@ class Rows {
           pieces_(ceil_div(call.M, kPiece)),
           threads_(threads_for(call.R * call.M)),
           shared_(threads_ > 1 && call.R < 4 * threads_ && pieces_ > 1),
-          tile_(M_ <= 4096 ? kTile : M_ <= kPiece ? 2 : 1),
+          tile_(
+#ifdef TR
+              TR),
+#else
+              M_ * int64_t(sizeof(T)) <= 4096 ? kTile : M_ <= 4 * kPiece ? kTile / 2 : 1),
+#endif
+          ahead_(R_ * M_ * int64_t(sizeof(T)) > 8 * caches().l2 ? tile_ * M_ : 0),
           parameters_(2 * M_ * int64_t(sizeof(E))),
-          weight_(converted(call.weight, parameters_.template as<E>())),
-          bias_(converted(call.bias, parameters_.template as<E>() + M_)) {}
+          weight_(parameter(call.weight, 1, parameters_.template as<E>())),
+          bias_(parameter(call.bias, 0, parameters_.template as<E>() + M_)) {}
 
     void forward() const {
-        const Output<T> y = output(call_.y);
-        const MomentsPass<T> sums{x()};
-        const auto about = [&](int64_t r) { return Row{shift(r), 0, 0, 0, 0, 0, true}; };
-        const auto write = [&](int64_t r, const Row& row, int64_t j0, int64_t j1) {
-            walk_row(RowOutputPass<T>{x(), weight_, bias_, r * M_, y}, row, r * M_ + j0, j1 - j0);
-            if (y.streamed) stream_fence();
-        };
+        const bool streamed = streams(call_.y);
+        const RowOutputPass<T> pass{x(), weight_, bias_, static_cast<T*>(call_.y), ahead_};
         if (shared_) {
-            const Scratch memory(R_ * int64_t(sizeof(Row)));
+            const Scratch memory(R_ * int64_t(sizeof(Row) + sizeof(RowTotals)));
             Row* rows = memory.as<Row>();
-            sum_together(sums, about, [&](int64_t r, const RowTotals& of) { rows[r] = measured(r, of); });
-            parallel(R_ * pieces_, threads_, Order::backward, [&](int64_t task) {
-                const int64_t r = task / pieces_, j = task % pieces_ * kPiece;
-                write(r, rows[r], j, std::min(M_, j + kPiece));
+            measure(0, R_, rows, reinterpret_cast<RowTotals*>(rows + R_));
+            parallel(pieces_, threads_, Order::backward, [&](int64_t piece) {
+                write(pass, streamed, rows, 0, R_, piece * kPiece, std::min(M_, (piece + 1) * kPiece));
             });
             return;
         }
-        const int64_t rows = std::max<int64_t>(1, kGrain / M_);
-        parallel(ceil_div(R_, rows), threads_, Order::forward, [&](int64_t task) {
-            for (int64_t r = task * rows; r < std::min(R_, (task + 1) * rows); ++r)
-                write(r, measured(r, sum_row(sums, about(r), r)), 0, M_);
+        parallel(ceil_div(R_, tile_), threads_, Order::forward, [&](int64_t tile) {
+            Row rows[kTile];
+            RowTotals totals[kTile];
+            const int64_t r = tile * tile_, n = std::min(tile_, R_ - r);
+            measure(r, n, rows, totals);
+            write(pass, streamed, rows, r, n, 0, M_);
         });
     }
 
     void backward() const {
-        const RowSumsPass<T> sums{x(), dy(), weight_};
-        const Output<T> dx = output(call_.dx);
+        const bool streamed = streams(call_.dx);
         const int64_t fewest = 4 * kTile, most = 64, elements = 1 << 22;  // rows per chunk, chunks, sums in memory
         const int64_t few = std::clamp<int64_t>(elements / M_, 1, most);
         const int64_t chunk_rows = ceil_div(std::max(fewest, ceil_div(R_, few)), kTile) * kTile;
         const int64_t chunks = ceil_div(R_, chunk_rows);
-        const bool parameters = call_.dweight.data || call_.dbias.data;
-        const Scratch memory(parameters ? 2 * chunks * M_ * int64_t(sizeof(double)) : 0);
-        double* partial = parameters ? memory.as<double>() : nullptr;
-
-        const auto write = [&](int64_t chunk, int64_t r, const Row* rows, int64_t n, int64_t j0, int64_t j1) {
-            for (int64_t i = 0; i < n; ++i)
-                walk_row(RowGradientPass<T>{x(), dy(), weight_, (r + i) * M_, dx}, rows[i], (r + i) * M_ + j0,
-                         j1 - j0);
-            if (dx.streamed) stream_fence();
-            if (!partial) return;
-            double* of = partial + 2 * chunk * M_;
-            const bool wide = std::any_of(rows, rows + n, [](const Row& row) { return row.wide; });
-            if constexpr (!std::is_same_v<T, double>)
-                if (!wide) return walk_tile<F>(r, rows, int(n), j0, j1, of);
-            walk_tile<D>(r, rows, int(n), j0, j1, of);
-        };
-        const auto each_tile = [&](int64_t chunk, const auto& body) {
+        const Scratch memory(2 * chunks * M_ * int64_t(sizeof(double)));
+        double* partial = memory.as<double>();
+        // The outputs of a chunk in the columns [j0, j1); prepared(r, n) gives the coefficients of a tile.
+        const auto write_chunk = [&](int64_t chunk, int64_t j0, int64_t j1, const auto& prepared) {
+            RowGradientPass<T> pass{x(), dy(), weight_, static_cast<T*>(call_.dx), ahead_, nullptr, nullptr};
+            if (call_.dweight.data) pass.dweight = cleared(partial + 2 * chunk * M_, j0, j1);
+            if (call_.dbias.data) pass.dbias = cleared(partial + (2 * chunk + 1) * M_, j0, j1);
             const int64_t last = std::min(R_, (chunk + 1) * chunk_rows);
-            for (int64_t r = chunk * chunk_rows; r < last; r += tile_) body(r, std::min(tile_, last - r));
-        };
-        const auto clear = [&](int64_t chunk, int64_t j0, int64_t j1) {
-            for (int64_t row = 2 * chunk; partial && row < 2 * chunk + 2; ++row)
-                std::memset(partial + row * M_ + j0, 0, (j1 - j0) * sizeof(double));
+            for (int64_t r = chunk * chunk_rows; r < last; r += tile_) {
+                const int64_t n = std::min(tile_, last - r);
+                write(pass, streamed, prepared(r, n), r, n, j0, j1);
+            }
         };
         if (shared_) {
-            const Scratch all(R_ * int64_t(sizeof(Row)));
+            const Scratch all(R_ * int64_t(sizeof(Row) + sizeof(RowTotals)));
             Row* rows = all.as<Row>();
-            sum_together(
-                sums, [&](int64_t r) { return given(r); },
-                [&](int64_t r, const RowTotals& of) { rows[r] = with_gradient(given(r), of); });
+            prepare(0, R_, rows, reinterpret_cast<RowTotals*>(rows + R_));
             parallel(pieces_, threads_, Order::backward, [&](int64_t piece) {
-                const int64_t j0 = piece * kPiece, j1 = std::min(M_, j0 + kPiece);
-                for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                    clear(chunk, j0, j1);
-                    each_tile(chunk, [&](int64_t r, int64_t n) { write(chunk, r, rows + r, n, j0, j1); });
-                }
+                for (int64_t chunk = 0; chunk < chunks; ++chunk)
+                    write_chunk(chunk, piece * kPiece, std::min(M_, (piece + 1) * kPiece),
+                                [&](int64_t r, int64_t) { return rows + r; });
             });
         } else {
             parallel(chunks, threads_, Order::forward, [&](int64_t chunk) {
-                clear(chunk, 0, M_);
-                each_tile(chunk, [&](int64_t r, int64_t n) {
-                    Row rows[kTile];
-                    for (int64_t i = 0; i < n; ++i) {
-                        rows[i] = given(r + i);
-                        rows[i] = with_gradient(rows[i], sum_row(sums, rows[i], r + i));
-                    }
-                    write(chunk, r, rows, n, 0, M_);
+                Row rows[kTile];
+                RowTotals totals[kTile];
+                write_chunk(chunk, 0, M_, [&](int64_t r, int64_t n) {
+                    prepare(r, n, rows, totals);
+                    return rows;
                 });
             });
         }
-        if (partial) add_chunks(partial, chunks);
+        if (call_.dweight.data || call_.dbias.data) add_chunks(partial, chunks);
     }
 
    private:
@@ -260,146 +119,198 @@ class Rows {
     const int64_t R_, M_, pieces_;
     const int threads_;
     const bool shared_;   // by the threads: each row
-    const int64_t tile_;  // rows, by their length: a tile stays in the cache
+    const int64_t tile_;  // rows
+    const int64_t ahead_;  // elements, where the next tile is worth asking for; else 0
     const Scratch parameters_;
     const E *weight_, *bias_;
 
     const T* x() const { return static_cast<const T*>(call_.x); }
     const T* dy() const { return static_cast<const T*>(call_.dy); }
-    Output<T> output(void* data) const {
+
+    // Whether an output is streamed: every vector of it is aligned, or none.
+    bool streams(void* data) const {
         const int64_t bytes = R_ * M_ * int64_t(sizeof(T));
-        return {static_cast<T*>(data), leaves_cache(bytes)};
+        return leaves_cache(bytes) && M_ % L == 0 && reinterpret_cast<uintptr_t>(data) % (L * sizeof(T)) == 0;
     }
-    // A parameter in E: as it is, or as a copy.
-    const E* converted(const Parameter& p, E* copy) const {
-        if (!p.data) return nullptr;
+    // A parameter in E: as it is, or as a copy; an absent one as its neutral value.
+    const E* parameter(const Parameter& p, E neutral, E* copy) const {
+        if (!p.data) {
+            std::fill_n(copy, M_, neutral);
+            return copy;
+        }
         return with_dtype(p.dtype, [&](auto of) -> const E* {
             using P = decltype(of);
             if constexpr (std::is_same_v<P, E>) return static_cast<const E*>(p.data);
-            using A = std::conditional_t<std::is_same_v<P, double>, D, F>;
+            using A = std::conditional_t<std::is_same_v<P, double> || f64_alone, D, F>;
             const P* from = static_cast<const P*>(p.data);
             for (int64_t j = 0; j < M_; j += L) {
                 const First lanes{int(std::min<int64_t>(L, M_ - j))};
-                if constexpr (std::is_same_v<E, double>)
-                    store(copy + j, load<D>(from + j, lanes), lanes);
-                else
-                    store(copy + j, load<A>(from + j, lanes), lanes);
+                store(copy + j, load<A>(from + j, lanes), lanes);
             }
             return copy;
         });
     }
 
+    static double* cleared(double* sums, int64_t j0, int64_t j1) {
+        std::fill(sums + j0, sums + j1, 0);
+        return sums;
+    }
+
+    // --- outputs of rows ------------------------------------------------------------------------------------
+
+    // The columns [j0, j1) of n rows, a block at a time. A wide row is written alone: its neighbours stay in f32.
+    template <class Pass>
+    void write(const Pass& pass, bool streamed, const Row* rows, int64_t r, int64_t n, int64_t j0, int64_t j1) const {
+        const auto write_block = [&](auto a, auto count, int64_t i) {
+            using A = decltype(a);
+            streamed ? write_rows<T, A, count, true>(pass, rows + i, r + i, M_, j0, j1)
+                     : write_rows<T, A, count, false>(pass, rows + i, r + i, M_, j0, j1);
+            return int64_t(count);
+        };
+        const std::integral_constant<int, Pass::block> several;
+        const std::integral_constant<int, 1> one;
+        const auto wide = [](const Row& row) { return row.wide; };
+        for (int64_t i = 0; i < n;) {
+            if constexpr (f64_alone) {
+                i += write_block(D{}, one, i);
+            } else {
+                const bool whole = i + Pass::block <= n && std::none_of(rows + i, rows + i + Pass::block, wide);
+                i += whole ? write_block(F{}, several, i) : rows[i].wide ? write_block(D{}, one, i) : write_block(F{}, one, i);
+            }
+        }
+        if (streamed) stream_fence();
+    }
+
     // --- sums of rows ---------------------------------------------------------------------------------------
 
     template <class Pass>
-    typename Pass::Result walk_row(const Pass& pass, const Row& row, int64_t at, int64_t n) const {
-        if constexpr (!Pass::f64_alone)
-            if (!row.wide) return walk<F>(pass, OneRow{row}, at, n, nullptr);
-        return walk<D>(pass, OneRow{row}, at, n, nullptr);
-    }
-    template <class Pass>
     RowTotals sum_piece(const Pass& pass, const Row& row, int64_t r, int64_t piece) const {
-        const int64_t j = piece * kPiece;
-        const Sums<T> sums = walk_row(pass.of_row(r * M_), row, r * M_ + j, std::min(kPiece, M_ - j));
-        return {sums.first.total(), sums.second.total()};
+        const int64_t j = piece * kPiece, at = r * M_ + j, n = std::min(kPiece, M_ - j);
+        const auto totals = [](const Sums<T>& sums) { return RowTotals{sums.first.total(), sums.second.total()}; };
+        if constexpr (!f64_alone)
+            if (!row.wide) return totals(sum_run<T, F>(pass, row, at, j, n));
+        return totals(sum_run<T, D>(pass, row, at, j, n));
     }
+    // One by one, or together where the threads share the rows.
     template <class Pass>
-    RowTotals sum_row(const Pass& pass, const Row& row, int64_t r) const {
-        RowTotals of = sum_piece(pass, row, r, 0);
-        for (int64_t i = 1; i < pieces_; ++i) of.add(sum_piece(pass, row, r, i));
-        return of;
-    }
-    template <class Pass, class Before, class Finish>
-    void sum_together(const Pass& pass, const Before& before, const Finish& finish) const {
-        const Scratch memory(R_ * pieces_ * int64_t(sizeof(RowTotals)));
+    void sum(const Pass& pass, int64_t r, int64_t n, const Row* rows, RowTotals* of) const {
+        if (!shared_) {
+            for (int64_t i = 0; i < n; ++i) {
+                of[i] = sum_piece(pass, rows[i], r + i, 0);
+                for (int64_t piece = 1; piece < pieces_; ++piece) of[i].add(sum_piece(pass, rows[i], r + i, piece));
+            }
+            return;
+        }
+        const Scratch memory(n * pieces_ * int64_t(sizeof(RowTotals)));
         RowTotals* parts = memory.as<RowTotals>();
-        parallel(R_ * pieces_, threads_, Order::forward, [&](int64_t task) {
-            const int64_t r = task / pieces_;
-            parts[task] = sum_piece(pass, before(r), r, task % pieces_);
+        parallel(n * pieces_, threads_, Order::forward, [&](int64_t task) {
+            const int64_t i = task / pieces_;
+            parts[task] = sum_piece(pass, rows[i], r + i, task % pieces_);
         });
-        for (int64_t r = 0; r < R_; ++r) {
-            RowTotals of = parts[r * pieces_];
-            for (int64_t i = 1; i < pieces_; ++i) of.add(parts[r * pieces_ + i]);
-            finish(r, of);
+        for (int64_t i = 0; i < n; ++i) {
+            of[i] = parts[i * pieces_];
+            for (int64_t piece = 1; piece < pieces_; ++piece) of[i].add(parts[i * pieces_ + piece]);
         }
     }
 
     // --- statistics and coefficients ------------------------------------------------------------------------
 
+    // The statistics of n rows, from their totals.
+    void measure(int64_t r, int64_t n, Row* rows, RowTotals* of) const {
+        const RowMomentsPass<T, centred> pass{x()};
+        for (int64_t i = 0; i < n; ++i) rows[i] = {shift(r + i), 0, 0, 0, 0, !is_half<T>};
+        sum(pass, r, n, rows, of);
+        if constexpr (is_half<T>) {
+            for (int64_t i = 0; i < n; ++i) {
+                if (trusted(of[i])) continue;
+                rows[i].hi = first(r + i);
+                rows[i].wide = true;
+                sum(pass, r + i, 1, rows + i, of + i);
+            }
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            const double inverse = 1 / double(M_);
+            const Moments m = centred ? moments_about(rows[i].hi, of[i].first, of[i].second, double(M_))
+                                      : Moments{{0, 0}, of[i].second.hi * inverse};
+            const int64_t at = r + i;
+            call_.stats[at] = m.mean.hi, call_.stats[R_ + at] = m.var, call_.stats[2 * R_ + at] = m.mean.lo;
+            rows[i] = row_of(m.mean, m.var);
+        }
+    }
+    double first(int64_t r) const {
+        return centred ? value({const_cast<void*>(call_.x), call_.dtype}, r * M_, 0) : 0;
+    }
     double shift(int64_t r) const {
-        return call_.centred ? value({const_cast<void*>(call_.x), call_.dtype}, r * M_, 0) : 0;
+        if constexpr (is_half<T> && centred) {
+            const int n = int(std::min<int64_t>(L, M_));
+            return sum_of<float, L>(load<F>(x() + r * M_, First{n})) / float(n);
+        }
+        return first(r);
     }
-    Row row_of(Pair mean, double var) const {
-        const Inverse<T> exact = inverse_deviation<T>(var, call_.eps);
-        const double rstd = double(exact);
-        const bool wide = !(fits_f32(mean.hi) && fits_f32(rstd)) || (var != 0 && var < 0x1p-200);
-        return {mean.hi, mean.lo, rstd, double(exact - rstd), 0, 0, wide};
+    bool trusted(const RowTotals& of) const {
+        const double sum = of.first.hi, squares = of.second.hi;
+        return sum * sum < squares * double(M_) / 2 && squares > 0x1p-80 && squares < 0x1p120;
     }
-    Row measured(int64_t r, const RowTotals& of) const {
-        const Moments m = call_.centred ? moments_about(shift(r), of.first, of.second, double(M_))
-                                        : Moments{{0, 0}, of.second.hi / double(M_)};
-        call_.stats[r] = m.mean.hi, call_.stats[R_ + r] = m.var, call_.stats[2 * R_ + r] = m.mean.lo;
-        return row_of(m.mean, m.var);
+    static Row row_of(Pair mean, double var, double eps) {
+        const double rstd = double(inverse_deviation<T>(var, eps));
+        const bool wide = f64_alone || !(fits_f32(mean.hi) && fits_f32(rstd)) || (var != 0 && var < 0x1p-200);
+        const double hi = wide ? mean.hi : float(mean.hi);
+        return {hi, (mean.hi - hi) + mean.lo, rstd, 0, 0, wide};
     }
-    Row given(int64_t r) const {
-        return row_of({call_.stats[r], call_.stats[2 * R_ + r]}, call_.stats[R_ + r]);
-    }
-    Row with_gradient(Row row, const RowTotals& of) const {
-        row.b = -of.second.hi / double(M_);
-        row.c = call_.centred ? -of.first.hi / double(M_) : 0;
-        row.wide = row.wide || !(fits_f32(row.b) && fits_f32(row.c));
-        return row;
+    Row row_of(Pair mean, double var) const { return row_of(mean, var, call_.eps); }
+    // The coefficients of the gradient of n rows.
+    void prepare(int64_t r, int64_t n, Row* rows, RowTotals* of) const {
+        const RowSumsPass<T> pass{x(), dy(), weight_};
+        for (int64_t i = 0; i < n; ++i)
+            rows[i] = row_of({call_.stats[r + i], call_.stats[2 * R_ + r + i]}, call_.stats[R_ + r + i]);
+        sum(pass, r, n, rows, of);
+        for (int64_t i = 0; i < n; ++i) {
+            Row& row = rows[i];
+            const double g = of[i].first.hi, g_xhat = row.rstd * (of[i].second.hi - row.lo * g);
+            row.b = -g_xhat / double(M_);
+            row.c = centred ? -g / double(M_) : 0;
+            row.wide = row.wide || !(fits_f32(row.b) && fits_f32(row.c));
+        }
     }
 
-    // --- a tile, column by column ---------------------------------------------------------------------------
-
-    // Σ dy xhat and Σ dy over the rows of a tile, added to those of its chunk.
-    template <class A>
-    void walk_tile(int64_t r, const Row* rows, int n, int64_t j0, int64_t j1, double* of) const {
-        A by[kTile][3];
-        for (int i = 0; i < n; ++i) {
-            const OneRow row{rows[i]};
-            by[i][0] = row.get<A>(kRowHi), by[i][1] = row.get<A>(kRowLo), by[i][2] = row.get<A>(kRowRstd);
-        }
-        int64_t j = j0;
-        for (; j + L <= j1; j += L) walk_column<A>(r, by, n, j, of, All{});
-        if (j < j1) walk_column<A>(r, by, n, j, of, First{int(j1 - j)});
-    }
-    template <class A, class Lanes>
-    NORMKIT_INLINE void walk_column(int64_t r, const A (*by)[3], int n, int64_t j, double* of, Lanes lanes) const {
-        A dweight{}, dbias{};
-        for (int i = 0; i < n; ++i) {
-            const int64_t at = (r + i) * M_ + j;
-            const A v = load<A>(dy() + at, lanes);
-            dweight = fma(v, ((load<A>(x() + at, lanes) - by[i][0]) - by[i][1]) * by[i][2], dweight);
-            dbias = dbias + v;
-        }
-        store(of + j, load<D>(of + j, lanes) + in_f64(dweight), lanes);
-        store(of + M_ + j, load<D>(of + M_ + j, lanes) + in_f64(dbias), lanes);
-    }
+    // The shares of all chunks, in their order.
     void add_chunks(const double* partial, int64_t chunks) const {
-        const int64_t block = 1024;
+        const int64_t block = 64 * L;
         parallel(ceil_div(M_, block), threads_for(chunks * M_), Order::forward, [&](int64_t task) {
-            for (int64_t j = task * block; j < std::min(M_, (task + 1) * block); ++j) {
-                double dweight = 0, dbias = 0;
-                for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                    dweight += partial[2 * chunk * M_ + j];
-                    dbias += partial[(2 * chunk + 1) * M_ + j];
-                }
-                assign(call_.dweight, j, dweight);
-                assign(call_.dbias, j, dbias);
+            const int64_t last = std::min(M_, (task + 1) * block);
+            add_columns(call_.dweight, partial, chunks, task * block, last);
+            add_columns(call_.dbias, partial + M_, chunks, task * block, last);
+        });
+    }
+    void add_columns(const Parameter& to, const double* partial, int64_t chunks, int64_t j0, int64_t j1) const {
+        if (!to.data) return;
+        with_dtype(to.dtype, [&](auto of) {
+            for (int64_t j = j0; j < j1; j += L) {
+                const First lanes{int(std::min<int64_t>(L, j1 - j))};
+                D sum = load<D>(partial + j, lanes);
+                for (int64_t chunk = 1; chunk < chunks; ++chunk)
+                    sum = sum + load<D>(partial + 2 * chunk * M_ + j, lanes);
+                store(static_cast<decltype(of)*>(to.data) + j, sum, lanes);
             }
         });
     }
 };
 
+template <class Body>
+void with_rows(const RowsCall& call, const Body& body) {
+    with_dtype(call.dtype, [&](auto t) {
+        using T = decltype(t);
+        call.centred ? body(Rows<T, true>(call)) : body(Rows<T, false>(call));
+    });
+}
+
 }  // namespace
 
 void rows_forward(const RowsCall& call) {
-    with_dtype(call.dtype, [&](auto t) { Rows<decltype(t)>(call).forward(); });
+    with_rows(call, [](const auto& rows) { rows.forward(); });
 }
 void rows_backward(const RowsCall& call) {
-    with_dtype(call.dtype, [&](auto t) { Rows<decltype(t)>(call).backward(); });
+    with_rows(call, [](const auto& rows) { rows.backward(); });
 }
 
 }  // namespace normkit::NORMKIT_ISA

@@ -36,9 +36,10 @@ inline Pair square(Pair a) {
     const double s = a.hi * a.hi;
     return {s, std::fma(a.hi, a.hi, -s) + 2 * a.hi * a.lo};
 }
-inline Pair operator/(Pair a, double n) {
-    const double q = a.hi / n;
-    return {q, (std::fma(-q, n, a.hi) + a.lo) / n};
+// a / n, with inverse = 1 / n: what the product has lost is left in the remainder, which fma gives exactly.
+inline Pair divide(Pair a, double n, double inverse) {
+    const double q = a.hi * inverse;
+    return {q, (std::fma(-q, n, a.hi) + a.lo) * inverse};
 }
 
 // Two sums for each channel or column, as rows of doubles: hi of both, then lo of both.
@@ -70,10 +71,7 @@ struct Sum {
     NORMKIT_INLINE void read(const Totals& of, int which, int64_t i) { s = load<D>(of.row(which) + i, All{}); }
     NORMKIT_INLINE void write(const Totals& of, int which, int64_t i) const { store(of.row(which) + i, s, All{}); }
     Pair total() const {
-        const HalfD v = s.low + s.high;
-        double t = v[0];
-        for (int i = 1; i < L / 2; ++i) t += v[i];
-        return {t, 0};
+        return {sum_of<double, L / 2>(s.low + s.high), 0};
     }
 };
 
@@ -123,6 +121,10 @@ using SumOf = std::conditional_t<std::is_same_v<T, double>, ExactSum, Sum>;
 struct ShortSums {
     static constexpr int most = 8;
     F first{}, second{};
+    NORMKIT_INLINE void join(const ShortSums& other) {
+        first = first + other.first;
+        second = second + other.second;
+    }
 };
 
 // Two sums over the same elements: Σ(x - k) and Σ(x - k)², or Σ dz and Σ dz xhat.
@@ -154,11 +156,12 @@ struct Moments {
 };
 inline Moments moments_about(double k, Pair sum, Pair squares, double n) {
     if (n == 0) return {{0, 0}, 0};
-    const Pair delta = sum / n, loss = square(sum) / n;
+    const double inverse = 1 / n;
+    const Pair delta = divide(sum, n, inverse), loss = divide(square(sum), n, inverse);
     const Pair mean = two_sum(k, delta.hi);
     const double tail = mean.lo + delta.lo;
     const double m2 = (squares.hi - loss.hi) + (squares.lo - loss.lo);
-    return {{mean.hi + tail, tail - ((mean.hi + tail) - mean.hi)}, m2 < 0 ? 0 : m2 / n};  // a NaN stays
+    return {{mean.hi + tail, tail - ((mean.hi + tail) - mean.hi)}, m2 < 0 ? 0 : m2 * inverse};  // a NaN stays
 }
 
 }  // namespace normkit::NORMKIT_ISA

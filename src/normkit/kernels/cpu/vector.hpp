@@ -113,6 +113,16 @@ NORMKIT_INLINE D in_f64(F v) { return widen(v); }
 NORMKIT_INLINE D in_f64(D v) { return v; }
 NORMKIT_INLINE F narrow(D v) { return join(to_f32(v.low), to_f32(v.high), Whole{}); }
 
+// The sum of n lanes, by halves.
+template <class E, int n>
+NORMKIT_INLINE E sum_of(Vector<E, n> v) {
+    if constexpr (n == 2)
+        return v[0] + v[1];
+    else
+        return sum_of<E, n / 2>(part<0>(v, std::make_index_sequence<n / 2>{}) +
+                                part<n / 2>(v, std::make_index_sequence<n / 2>{}));
+}
+
 template <class A>
 A splat(double v);
 template <>
@@ -152,11 +162,12 @@ NORMKIT_INLINE HalfD fma(HalfD a, HalfD b, HalfD c) {
 }
 NORMKIT_INLINE D fma(D a, D b, D c) { return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)}; }
 
-NORMKIT_INLINE I first_lanes(int n) {
+NORMKIT_INLINE I lane_numbers() {
     I index;
     for (int i = 0; i < L; ++i) index[i] = i;
-    return index < n;
+    return index;
 }
+NORMKIT_INLINE I first_lanes(int n) { return lane_numbers() < n; }
 NORMKIT_INLINE F keep(F v, All) { return v; }
 NORMKIT_INLINE D keep(D v, All) { return v; }
 NORMKIT_INLINE F keep(F v, First lanes) { return select(first_lanes(lanes.n), v, F{}); }
@@ -174,7 +185,15 @@ To bits(From v) {
     return to;
 }
 
+#if defined(__AVX512BW__)
+// One shuffle: word i becomes the upper half of lane i.
+NORMKIT_INLINE F from_half(bf16, Words h) {
+    const __m512i words = _mm512_castsi256_si512(bits<__m256i>(h));
+    return bits<F>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, bits<__m512i>(lane_numbers() << 16), words));
+}
+#else
 NORMKIT_INLINE F from_half(bf16, Words h) { return bits<F>(to_u32(h) << 16); }
+#endif
 
 // Round to nearest even; every NaN becomes the quiet one, as in torch.
 NORMKIT_INLINE Words to_half(bf16, F v) {
@@ -210,6 +229,28 @@ NORMKIT_INLINE Words to_half(f16, F v) {
     const U value = (magnitude >= 0x47800000) ? large : ((magnitude < 0x38800000) ? small : normal);
     return to_u16(value | ((b >> 16) & 0x8000));
 }
+#endif
+
+// Two vectors, the words of a before those of b.
+using WordPairs = Vector<uint16_t, 2 * L>;
+template <class T>
+NORMKIT_INLINE WordPairs to_half(T, F a, F b) {
+    return join(to_half(T{}, a), to_half(T{}, b), std::make_index_sequence<2 * L>{});
+}
+#if defined(__AVX512BW__)
+// bf16 in arithmetic on words, a third of the instructions: the carry out of the lower half is the top bit of an
+// average. It saturates, so that a NaN stays one. No comparison: those with a mask for a result are slow.
+template <size_t... i>
+NORMKIT_INLINE WordPairs round_pairs(F a, F b, std::index_sequence<i...>) {
+    const WordPairs first = bits<WordPairs>(a), second = bits<WordPairs>(b);
+    const WordPairs upper = __builtin_shufflevector(first, second, int(2 * i + 1)...);
+    const WordPairs lower = __builtin_shufflevector(first, second, int(2 * i)...);
+    const WordPairs half = (upper & 1) | 0x7ffe;  // one less than what rounds up, as the average adds one
+    const WordPairs carry = bits<WordPairs>(_mm512_avg_epu16(bits<__m512i>(lower), bits<__m512i>(half))) >> 15;
+    const WordPairs sum = bits<WordPairs>(_mm512_adds_epu16(bits<__m512i>(upper | 0x8000), bits<__m512i>(carry)));
+    return (sum & 0x7fff) | (upper & 0x8000);
+}
+NORMKIT_INLINE WordPairs to_half(bf16, F a, F b) { return round_pairs(a, b, std::make_index_sequence<2 * L>{}); }
 #endif
 
 // --- memory -------------------------------------------------------------------------------------------------
@@ -297,7 +338,12 @@ template <class T, class A>
 NORMKIT_INLINE void store(T* p, A v, All) {
     const auto packed = pack<T>(v);
     static_assert(sizeof packed == L * sizeof(T));
-    std::memcpy(p, &packed, sizeof packed);
+    if constexpr (std::is_same_v<T, double>) {  // by halves: the whole would pass through the stack
+        std::memcpy(p, &packed.low, sizeof packed.low);
+        std::memcpy(p + L / 2, &packed.high, sizeof packed.high);
+    } else {
+        std::memcpy(p, &packed, sizeof packed);
+    }
 }
 template <class T, class A>
 NORMKIT_INLINE void store(T* p, A v, First lanes) {
@@ -314,10 +360,23 @@ NORMKIT_INLINE void store(T* p, A v, Masked lanes) {
     lanes.n == L ? store(p, v, All{}) : store(p, v, First{lanes.n});
 }
 
-// A store that does not pass through the cache; p is aligned to the L lanes.
+// Two vectors to two places: half types are rounded in one.
 template <class T, class A>
-NORMKIT_INLINE void stream(T* p, A v) {
-    const auto packed = pack<T>(v);
+NORMKIT_INLINE void store(T* p, A v, T* q, A w) {
+    if constexpr (is_half<T> && std::is_same_v<A, F>) {
+        const WordPairs packed = to_half(T{}, v, w);
+        const Words first = part<0>(packed, Whole{}), second = part<L>(packed, Whole{});
+        std::memcpy(p, &first, sizeof first);
+        std::memcpy(q, &second, sizeof second);
+    } else {
+        store(p, v, All{});
+        store(q, w, All{});
+    }
+}
+
+// A store of what is packed that does not pass through the cache; p is aligned to it.
+template <class T, class Packed>
+NORMKIT_INLINE void stream_packed(T* p, Packed packed) {
 #if defined(__AVX512F__)
     if constexpr (is_half<T>) return _mm256_stream_si256((__m256i*)p, bits<__m256i>(packed));
     if constexpr (std::is_same_v<T, float>) return _mm512_stream_ps(p, packed);
@@ -330,6 +389,21 @@ NORMKIT_INLINE void stream(T* p, A v) {
         return _mm256_stream_pd(p, packed.low), _mm256_stream_pd(p + L / 2, packed.high);
 #endif
     std::memcpy(p, &packed, sizeof packed);
+}
+template <class T, class A>
+NORMKIT_INLINE void stream(T* p, A v) {
+    stream_packed(p, pack<T>(v));
+}
+template <class T, class A>
+NORMKIT_INLINE void stream(T* p, A v, T* q, A w) {
+    if constexpr (is_half<T> && std::is_same_v<A, F>) {
+        const WordPairs packed = to_half(T{}, v, w);
+        stream_packed(p, part<0>(packed, Whole{}));
+        stream_packed(q, part<L>(packed, Whole{}));
+    } else {
+        stream(p, v);
+        stream(q, w);
+    }
 }
 
 // Streamed data are in memory before anything that follows.
