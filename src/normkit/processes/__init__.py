@@ -1,0 +1,77 @@
+"""Statistics shared by processes: each brings its moments, and all hold the same merged ones, to the bit.
+
+`share` is the way in: a norm asks it, once per forward pass, for its part in a group. `merge` is what is
+computed, `line` how the processes make sure that they compute the same thing, `board` how they find out what
+went wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal, TypeAlias
+
+import torch.distributed as dist
+
+from normkit.processes.line import Layer, line_of
+from normkit.processes.merge import Share
+
+__all__ = ["NOBODY", "Group", "Layer", "Share", "check_group", "evaluates", "new_layer", "share"]
+
+NOBODY = Layer(0, "a function")  # who calls without being a layer
+_made = itertools.count(1)
+
+Group: TypeAlias = "dist.ProcessGroup | Literal['world'] | None"
+
+
+def check_group(group: object) -> None:
+    """A process group, "world" for all processes there are at the time of a forward pass, or None.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if group is None or group == "world":
+        return
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group must be a torch.distributed.ProcessGroup, 'world' or None, got {group!r}: "
+            "make one with torch.distributed.new_group(ranks) in every process"
+        )
+
+
+def new_layer(title: str) -> Layer:
+    """The identity of a layer that was just made."""
+    return Layer(next(_made), title)
+
+
+def share(group: Group, layer: Layer, values: int) -> Share | None:
+    """The part of this process in a forward pass of a layer; None where there is nobody to share with.
+
+    Args:
+        group: whose statistics are merged; None for this process alone.
+        layer: how the layer is known.
+        values: how many positions per channel this process has, padding included.
+    """
+    members = _several(group)
+    return None if members is None else Share(line_of(members), layer, values)
+
+
+def evaluates(group: Group, layer: Layer) -> None:
+    """Tell the group that a layer does without it: evaluation is local, and others may wait in training.
+
+    Raises:
+        ProcessError: another process has waited for this one, and given up.
+    """
+    members = _several(group)
+    if members is not None:
+        line_of(members).evaluates(layer)
+
+
+def _several(group: Group) -> dist.ProcessGroup | None:
+    """The group where it is there and has more than one process, this one among them."""
+    if group is None or not dist.is_available() or not dist.is_initialized():
+        return None
+    members = dist.group.WORLD if group == "world" else group
+    assert members is not None
+    if members.size() < 2:
+        return None
+    return members
