@@ -10,6 +10,7 @@ from normkit.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, Instance
 from normkit.norms.layer_norm import LayerNorm
 from normkit.norms.recurrent_batch_norm import RecurrentBatchNorm
 from normkit.norms.rms_norm import RMSNorm
+from normkit.norms.sync_batch_norm import SyncBatchNorm
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
@@ -32,6 +33,7 @@ __all__ = [
     "Moments",
     "RMSNorm",
     "RecurrentBatchNorm",
+    "SyncBatchNorm",
     "functional",
     "initialize_from_data",
     "kernels",
