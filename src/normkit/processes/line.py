@@ -30,6 +30,7 @@ from normkit.errors import ProcessError
 from normkit.processes.board import REPLY, Board, Note
 
 PATIENCE = 0.5  # seconds after which a process that waits says so, and looks what others say
+_PATIENCE = timedelta(seconds=PATIENCE)
 Pass = Literal["forward", "backward"]
 
 
@@ -64,13 +65,37 @@ class Line:
         self._places: dict[int, tuple[int, int]] = {}
         self._evaluated, self._looked = -1, 0.0
 
-    def gather(self, call: Call, data: Tensor) -> Tensor:
-        """The data of all processes, as rows in the order of their ranks."""
-        return self._exchange(call, data, self._all_gather)
+    def gather(
+        self, call: Call, numbers: tuple[float, ...], data: list[Tensor]
+    ) -> tuple[list[list[float]], Tensor]:
+        """A few numbers, and data, of all processes in the order of their ranks; data as rows."""
+        text, need = self._enter(call, data)
+        while True:
+            head = (*_words(text), self._following(call), *numbers)
+            message = self._message(head, data, need)
+            received = message.new_empty(self.size * len(message))
+            self._wait(text, call, dist.all_gather_single, received, message)
+            rows = received.view(self.size, -1)
+            heads: list[list[float]] = rows[:, : len(head)].tolist()
+            agreed = all(tuple(other[:3]) == head[:3] for other in heads)
+            foreseen = all(other[3] == head[3] for other in heads)
+            if self._settle(text, need, agreed=agreed, following=head[3] if foreseen else 0):
+                return [other[4:] for other in heads], rows[:, len(head) : len(head) + need]
 
-    def sum(self, call: Call, data: Tensor) -> Tensor:
+    def sum(self, call: Call, data: list[Tensor]) -> Tensor:
         """The sum of the data of all processes."""
-        return self._exchange(call, data, self._all_reduce)
+        text, need = self._enter(call, data)
+        while True:
+            # Numbers are equal where their sum and that of their squares are those of equal numbers.
+            own = (*_words(text), self._following(call))
+            head = (*own, *(number * number for number in own))
+            message = self._message(head, data, need)
+            self._wait(text, call, dist.all_reduce, message)
+            sums: list[float] = message[: len(head)].tolist()
+            equal = [total == self.size * number for number, total in zip(head, sums, strict=True)]
+            agreed, foreseen = all(equal[:3] + equal[4:7]), equal[3] and equal[7]
+            if self._settle(text, need, agreed=agreed, following=own[3] if foreseen else 0):
+                return message[len(head) : len(head) + need]
 
     def evaluates(self, layer: Layer) -> None:
         """Leave a note, once after each exchange, and now and then look whether others have given up."""
@@ -84,63 +109,43 @@ class Line:
             return
         self._looked = now
 
-    def _exchange(self, call: Call, data: Tensor, collective: Any) -> Tensor:
-        need = len(data)
+    def _enter(self, call: Call, data: list[Tensor]) -> tuple[str, int]:
+        """Come to an exchange: what this process is doing, and how much data it brings."""
+        need = sum(len(part) for part in data)
         self._needed[self._last] = max(need, self._needed.get(self._last, 0))
         self._last = call
-        text = self._describe(call)
-        while True:
-            enough = self._room >= need
-            following = self._needed.get(call, 0) if enough else need
-            received, agreed, self._room = collective(text, data[: self._room], min(following, _MOST))
-            if not agreed:
-                raise self._disagreement(text)
-            self._number += 1
-            if enough:
-                return received[..., :need]
-            self._room = need  # which all need, as they are in the same call
+        return self._describe(call), need
 
-    # The two collectives: what arrived, whether all did the same, and how much room the next message has.
+    def _following(self, call: Call) -> float:
+        """The room that the exchange after this one needed the last time."""
+        return float(min(self._needed.get(call, 0), _WORD - 1))
 
-    def _all_gather(self, text: str, data: Tensor, following: int) -> tuple[Tensor, bool, int]:
-        words = _words(text)
-        message = self._message((*words, following), data)
-        received = message.new_empty(self.size * len(message))
-        self._wait(text, "forward", lambda g: dist.all_gather_single(received, message, g, async_op=True))
-        received = received.view(self.size, -1)
-        heads: list[list[float]] = received[:, : len(words) + 1].tolist()
-        agreed = all(tuple(head[:-1]) == words for head in heads)
-        proposals = {head[-1] for head in heads}
-        return received[:, len(words) + 1 :], agreed, following if proposals == {following} else 0
+    def _message(self, head: tuple[float, ...], data: list[Tensor], need: int) -> Tensor:
+        """The head, and as much as was agreed on: the data and zeros, or zeros alone where there is no room."""
+        like, room = data[0], self._room
+        if room < need:
+            data = [like.new_zeros(room)]
+        elif room > need:
+            data = [*data, like.new_zeros(room - need)]
+        return torch.cat((like.new_tensor(head), *data))
 
-    def _all_reduce(self, text: str, data: Tensor, following: int) -> tuple[Tensor, bool, int]:
-        """Numbers are equal where their sum and the sum of their squares are those of equal numbers."""
-        words = (*_words(text), following)
-        head = (*words, *(word * word for word in words))
-        message = self._message(head, data)
-        self._wait(text, "backward", lambda g: dist.all_reduce(message, group=g, async_op=True))
-        sums: list[float] = message[: len(head)].tolist()
-        equal = [
-            sums[i] == self.size * word and sums[i + len(words)] == self.size * word * word
-            for i, word in enumerate(words)
-        ]
-        return message[len(head) :], all(equal[:-1]), following if equal[-1] else 0
+    def _settle(self, text: str, need: int, *, agreed: bool, following: float) -> bool:
+        """Go on to the next exchange, and say whether the data went through in this one."""
+        if not agreed:
+            raise self._disagreement(text)
+        enough = self._room >= need
+        self._number += 1
+        self._room = int(following) if enough else need  # all are in the same call, which needs the same
+        return enough
 
-    def _message(self, head: tuple[float, ...], data: Tensor) -> Tensor:
-        """Head, data, and zeros up to the length that was agreed on."""
-        parts = [data.new_tensor(head), data]
-        if len(data) < self._room:
-            parts.append(data.new_zeros(self._room - len(data)))
-        return torch.cat(parts)
-
-    def _wait(self, text: str, which: Pass, collective: Any) -> None:
+    def _wait(self, text: str, call: Call, collective: Any, *tensors: Tensor) -> None:
         """Until it is done; after a while saying so, and looking whether it can still be."""
         start = time.monotonic()
         try:
-            work = collective(self._group())
-            while not _done(work, PATIENCE):
-                self._board.write(Note(self._rank, self._number, text), which)
-                self._heed(text, other="backward" if which == "forward" else "forward")
+            work = collective(*tensors, group=self._group(), async_op=True)
+            while not _done(work):
+                self._board.write(Note(self._rank, self._number, text), call.which)
+                self._heed(text, other="backward" if call.which == "forward" else "forward")
         except ProcessError:
             raise
         except RuntimeError as failure:
@@ -197,7 +202,6 @@ class Line:
 
 _REMEDY = "every process must run the same synchronized layers in the same order and mode"
 _WORD = 2**20  # squares of words, summed over 8192 processes, are exact in float64
-_MOST = _WORD - 1
 _lines: weakref.WeakKeyDictionary[dist.ProcessGroup, Line] = weakref.WeakKeyDictionary()
 
 
@@ -216,10 +220,10 @@ def _words(text: str) -> tuple[float, ...]:
     return tuple(float(number >> shift & (_WORD - 1)) for shift in (0, 20, 40))
 
 
-def _done(work: dist.Work, seconds: float) -> bool:
-    """Wait that long for a collective; what it failed with is raised."""
+def _done(work: dist.Work) -> bool:
+    """Wait for a collective, for a while; what it failed with is raised."""
     try:
-        work.wait(timedelta(seconds=seconds))
+        work.wait(_PATIENCE)
     except RuntimeError:
         if work.is_completed():
             raise

@@ -35,11 +35,12 @@ class Share:
             ValueError: all processes together have one value per channel.
             ProcessError: another process does something else, or does not come.
         """
-        sizes = mean.new_tensor([int(count), self._values])
         gradients = torch.is_grad_enabled() and (mean.requires_grad or var.requires_grad)
         call = Call("forward", self._layer, len(mean), gradients)
-        mean, var, sizes = _Merge.apply(mean, var, sizes, self._line, call)  # pyright: ignore
-        self.count, values = (int(size) for size in sizes.tolist())
+        sizes = (float(count), float(self._values))
+        totals: list[float] = []
+        mean, var = _Merge.apply(mean, var, sizes, totals, self._line, call)  # pyright: ignore
+        self.count, values = map(int, totals)
         if values == 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training, got 1 in all processes together: "
@@ -50,7 +51,7 @@ class Share:
 
 
 class _Merge(torch.autograd.Function):
-    r"""Chan, Golub and LeVeque 1983, over all processes at once.
+    r"""Chan, Golub and LeVeque 1983, over all processes at once; `totals` becomes the sums of their sizes.
 
     .. math::
         \mu = \sum \frac{n_j}{n} \mu_j, \quad \sigma^2 = \sum \frac{n_j}{n} (\sigma_j^2 + (\mu_j - \mu)^2)
@@ -58,49 +59,46 @@ class _Merge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        mean: Tensor, var: Tensor, sizes: Tensor, line: Line, call: Call
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = line.gather(call, torch.cat((sizes, mean, var * sizes[0])))
-        counts, _, means, m2 = rows.split((1, 1, len(mean), len(mean)), dim=1)
-        sizes = _ordered_sum(rows[:, :2])
-        total = sizes[0].clamp(min=1)
+        ctx: Any,
+        own: Tensor,
+        var: Tensor,
+        sizes: tuple[float, float],
+        totals: list[float],
+        line: Line,
+        call: Call,
+    ) -> tuple[Tensor, Tensor]:
+        all_sizes, moments = line.gather(call, sizes, [own, var])
+        totals += [sum(column) for column in zip(*all_sizes, strict=True)]
+        counts, total = [count for count, _ in all_sizes], max(totals[0], 1)
+        shares = own.new_tensor([[count / total] for count in counts])
+        means, variances = moments.chunk(2, dim=1)
         # About the mean of one process, so that a large mean costs no digits.
-        first = means[int(counts.argmax())]
-        mean = first + _ordered_sum(counts * (means - first)) / total
-        var = _ordered_sum(m2 + counts * (means - mean).square()) / total
-        return mean, var, sizes
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        own, _, sizes, ctx.line, call = inputs
-        ctx.call = call._replace(which="backward")
-        mean, _, totals = output
-        ctx.mark_non_differentiable(totals)
+        first = means[counts.index(max(counts))]
+        mean = first + _ordered_sum(shares * (means - first))
+        var = _ordered_sum(shares * (variances + (means - mean).square()))
         ctx.save_for_backward(own, mean)
-        ctx.share = sizes[0] / totals[0].clamp(min=1)
+        ctx.share, ctx.line, ctx.call = sizes[0] / total, line, call._replace(which="backward")
+        return mean, var
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dmean, dvar, _ = gradients
         own, mean = ctx.saved_tensors
-        dmean, dvar = _Sum.apply(torch.cat((dmean, dvar)), ctx.line, ctx.call).chunk(2)  # pyright: ignore
-        return ctx.share * (dmean + 2 * (own - mean) * dvar), ctx.share * dvar, None, None, None
+        dmean, dvar = _Sum.apply(*gradients, ctx.line, ctx.call)  # pyright: ignore
+        dvar = ctx.share * dvar
+        return ctx.share * dmean + 2 * (own - mean) * dvar, dvar, *(None,) * 4
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, whose gradient is that of every process."""
+    """Sums over all processes, whose gradients are those of every process."""
 
     @staticmethod
-    def forward(x: Tensor, line: Line, call: Call) -> Tensor:
-        return line.sum(call, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.line, ctx.call = inputs
+    def forward(ctx: Any, a: Tensor, b: Tensor, line: Line, call: Call) -> tuple[Tensor, ...]:
+        ctx.line, ctx.call = line, call
+        return line.sum(call, [a, b]).chunk(2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _Sum.apply(gradients[0], ctx.line, ctx.call), None, None  # pyright: ignore
+        return *_Sum.apply(*gradients, ctx.line, ctx.call), None, None  # pyright: ignore
 
 
 def _ordered_sum(x: Tensor) -> Tensor:
