@@ -14,6 +14,8 @@ from normkit.norms.sync_batch_norm import SyncBatchNorm
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
+from normkit.surgery.merge_statistics import merge_statistics
+from normkit.surgery.synchronize import desynchronize, synchronize
 
 __version__ = "0.1.0"
 
@@ -34,10 +36,13 @@ __all__ = [
     "RMSNorm",
     "RecurrentBatchNorm",
     "SyncBatchNorm",
+    "desynchronize",
     "functional",
     "initialize_from_data",
     "kernels",
+    "merge_statistics",
     "spectral_norm",
+    "synchronize",
     "weight_norm",
     "weight_standardization",
 ]

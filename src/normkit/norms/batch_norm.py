@@ -204,9 +204,20 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
             layer=self.identity,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process_group": processes.packed(self.process_group)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "process_group": processes.unpacked(state.get("process_group"))})
+
     def extra_repr(self) -> str:
-        """The arguments, the activation where there is one."""
-        return super().extra_repr() + inputs.repr_activation(self.activation)
+        """The arguments, activation and process group where there are any."""
+        return super().extra_repr() + inputs.repr_activation(self.activation) + self._repr_group()
+
+    def _repr_group(self) -> str:
+        return (
+            "" if self.process_group is None else f", process_group={processes.name_of(self.process_group)!r}"
+        )
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

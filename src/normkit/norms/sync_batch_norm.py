@@ -72,3 +72,6 @@ class SyncBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+    def _repr_group(self) -> str:
+        return "" if self.process_group == "world" else super()._repr_group() or ", process_group=None"

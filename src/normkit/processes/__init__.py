@@ -8,14 +8,16 @@ went wrong.
 from __future__ import annotations
 
 import itertools
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch.distributed as dist
 
 from normkit.processes.line import Layer, line_of
 from normkit.processes.merge import Share
+from normkit.processes.packing import Packed
 
-__all__ = ["NOBODY", "Group", "Layer", "Share", "check_group", "evaluates", "new_layer", "share"]
+__all__ = ["NOBODY", "Group", "Layer", "Share"]
+__all__ += ["check_group", "evaluates", "name_of", "new_layer", "packed", "share", "unpacked"]
 
 NOBODY = Layer(0, "a function")  # who calls without being a layer
 _made = itertools.count(1)
@@ -38,9 +40,24 @@ def check_group(group: object) -> None:
         )
 
 
+def name_of(group: dist.ProcessGroup | Literal["world"]) -> str:
+    """For a repr."""
+    return group if isinstance(group, str) else group.group_name
+
+
 def new_layer(title: str) -> Layer:
     """The identity of a layer that was just made."""
     return Layer(next(_made), title)
+
+
+def packed(group: Group) -> object:
+    """A group as a copy or a pickle of a layer can hold it."""
+    return Packed(group) if group is not None and not isinstance(group, str) else group
+
+
+def unpacked(group: Any) -> Group:
+    """What `packed` was given; None where there is no such group in this process."""
+    return group.group if isinstance(group, Packed) else group
 
 
 def share(group: Group, layer: Layer, values: int) -> Share | None:
