@@ -76,8 +76,8 @@ def batch_norm(
     tensor([[-1., -1.],
             [ 1.,  1.]])
     """
-    share = processes.share(process_group, layer, _values(input)) if training else None
-    _check(input, running_mean, running_var, weight, bias, training, eps, alone=share is None)
+    shared = training and processes.several(process_group)
+    _check(input, running_mean, running_var, weight, bias, training, eps, shared)
     inputs.check_activation(activation)
     inputs.check_residual(residual, input)
     mask = inputs.expand_mask(mask, input)
@@ -89,15 +89,16 @@ def batch_norm(
         )
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
-    if share is None:
-        y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
+    if shared:
+        y, stats, count = _shared(input, weight, bias, eps, activation, residual, mask, process_group, layer)
     else:
-        y, stats, count = _shared(input, weight, bias, eps, activation, residual, mask, share)
+        y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
     if running_mean is not None and running_var is not None:
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
 
 
+@torch.compiler.disable(reason="processes wait for each other outside of any graph")  # pyright: ignore[reportUntypedFunctionDecorator]
 def _shared(
     input: Tensor,
     weight: Tensor | None,
@@ -106,9 +107,11 @@ def _shared(
     activation: str | None,
     residual: Tensor | None,
     mask: Tensor | None,
-    share: processes.Share,
+    process_group: processes.Group,
+    layer: processes.Layer,
 ) -> tuple[Tensor, Tensor, int]:
     """By the statistics of all processes: y; mean and biased variance as rows of C; count."""
+    share = processes.share(process_group, layer, _values(input))
 
     def combine(mean: Tensor, var: Tensor, count: int | Tensor, *affine: Tensor) -> Any:
         mean, var, _ = share.merge(mean, var, count)
@@ -136,7 +139,7 @@ def _check(
     bias: Tensor | None,
     training: bool,
     eps: float,
-    alone: bool,
+    shared: bool,
 ) -> None:
     if input.dim() < 2:
         raise ValueError(f"batch norm takes (N, C) or (N, C, *), got input size {list(input.shape)}")
@@ -145,7 +148,7 @@ def _check(
         raise ValueError(f"batch norm eps must be positive in training and never negative, got {eps}")
     inputs.check_running(running_mean, running_var, needed=not training)
     inputs.check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    if training and alone:
+    if training and not shared:
         inputs.check_several_values(_values(input), input, what="value per channel")
 
 

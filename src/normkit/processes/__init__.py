@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, Literal, TypeAlias
 
+import torch
 import torch.distributed as dist
 
 from normkit.processes.line import Layer, line_of
@@ -17,7 +18,7 @@ from normkit.processes.merge import Share
 from normkit.processes.packing import Packed
 
 __all__ = ["NOBODY", "Group", "Layer", "Share"]
-__all__ += ["check_group", "evaluates", "name_of", "new_layer", "packed", "share", "unpacked"]
+__all__ += ["check_group", "evaluates", "name_of", "new_layer", "packed", "several", "share", "unpacked"]
 
 NOBODY = Layer(0, "a function")  # who calls without being a layer
 _made = itertools.count(1)
@@ -60,16 +61,22 @@ def unpacked(group: Any) -> Group:
     return group.group if isinstance(group, Packed) else group
 
 
-def share(group: Group, layer: Layer, values: int) -> Share | None:
-    """The part of this process in a forward pass of a layer; None where there is nobody to share with.
+def several(group: Group) -> bool:
+    """Whether there is anybody to share with: a group of more than this process."""
+    if group is None or not dist.is_available() or not dist.is_initialized():
+        return False
+    return _members(group).size() > 1
+
+
+def share(group: Group, layer: Layer, values: int) -> Share:
+    """The part of this process in a forward pass of a layer, in a group of several.
 
     Args:
-        group: whose statistics are merged; None for this process alone.
+        group: whose statistics are merged.
         layer: how the layer is known.
         values: how many positions per channel this process has, padding included.
     """
-    members = _several(group)
-    return None if members is None else Share(line_of(members), layer, values)
+    return Share(line_of(_members(group)), layer, values)
 
 
 def evaluates(group: Group, layer: Layer) -> None:
@@ -78,17 +85,12 @@ def evaluates(group: Group, layer: Layer) -> None:
     Raises:
         ProcessError: another process has waited for this one, and given up.
     """
-    members = _several(group)
-    if members is not None:
-        line_of(members).evaluates(layer)
+    if not torch.compiler.is_compiling() and several(group):
+        line_of(_members(group)).evaluates(layer)
 
 
-def _several(group: Group) -> dist.ProcessGroup | None:
-    """The group where it is there and has more than one process, this one among them."""
-    if group is None or not dist.is_available() or not dist.is_initialized():
-        return None
+def _members(group: Group) -> dist.ProcessGroup:
     members = dist.group.WORLD if group == "world" else group
     assert members is not None
-    if members.size() < 2:
-        return None
+    assert not isinstance(members, str)
     return members
