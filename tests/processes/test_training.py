@@ -143,6 +143,25 @@ def test_double_backward(two: Ranks) -> None:
     torch.testing.assert_close(first[1] + second[1], dweight, rtol=1e-11, atol=1e-13)
 
 
+def compiled(rank: int, group: Any) -> list[bool]:
+    """The graph breaks where processes meet; evaluation is one graph."""
+    plain = nk.BatchNorm2d(5, process_group=group)
+    layer = copy.deepcopy(plain)
+    batch = cut(whole(), (5, 7), rank)
+    expected = step(plain, batch, residual=True, mask=True)
+    layer.compile(backend="aot_eager")
+    found = step(layer, batch, residual=True, mask=True)
+    evaluated = torch.compile(layer.eval(), backend="aot_eager", fullgraph=True)(batch["x"])
+    return [torch.equal(found[key], expected[key]) for key in expected] + [
+        torch.equal(evaluated, plain.eval()(batch["x"]))
+    ]
+
+
+def test_compiled(two: Ranks) -> None:
+    for same in two(compiled, timeout=60):
+        assert all(same)
+
+
 def copies(rank: int, group: Any) -> list[bool]:
     """A copy shares the group; a pickle finds the one of that name."""
     layer = nk.BatchNorm1d(3, process_group=group)

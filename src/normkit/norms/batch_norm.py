@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,7 +91,9 @@ def batch_norm(
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
     if shared:
-        y, stats, count = _shared(input, weight, bias, eps, activation, residual, mask, process_group, layer)
+        y, stats, count = _outside_of_graphs(_shared)(
+            input, weight, bias, eps, activation, residual, mask, process_group, layer
+        )
     else:
         y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
     if running_mean is not None and running_var is not None:
@@ -98,7 +101,13 @@ def batch_norm(
     return y
 
 
-@torch.compiler.disable(reason="processes wait for each other outside of any graph")  # pyright: ignore[reportUntypedFunctionDecorator]
+def _outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Processes wait for each other where torch.compile breaks its graph; to say so beforehand would import it."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(function, reason="processes meet outside of graphs")
+    return function
+
+
 def _shared(
     input: Tensor,
     weight: Tensor | None,

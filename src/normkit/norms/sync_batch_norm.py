@@ -18,8 +18,10 @@ class SyncBatchNorm(_BatchNorm):
     all-reduce. Batches may differ in size, and be empty; masks may differ. Evaluation is local, and so is training
     where torch.distributed is not initialized or there is one process.
 
-    Processes that disagree, in a layer's channels, in the order or the mode of layers, and processes that do not
-    come, make an error in each of those that wait, within the group's timeout.
+    Where processes disagree, in a layer's channels or in the order of layers, or one does not come, all that take
+    part raise a `ProcessError` that names layer, group and ranks, at once or when the group's timeout has passed. A
+    process in evaluation mode takes no part; while others wait for it in training, it learns that from its next call
+    once they have given up. Under `torch.compile` the graph breaks where processes meet.
 
     It is a `torch.nn.modules.batchnorm._BatchNorm`, and no `torch.nn.SyncBatchNorm`: DistributedDataParallel refuses
     every module on the CPU that has one of those. `normkit.synchronize(model)` converts the layers of a model.
