@@ -14,6 +14,7 @@ from normkit.norms.layer_norm import LayerNorm
 from normkit.norms.recurrent_batch_norm import RecurrentBatchNorm
 from normkit.norms.rms_norm import RMSNorm
 from normkit.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from normkit.norms.sync_batch_norm import SyncBatchNorm
 from normkit.norms.virtual_batch_norm import (
     VirtualBatchNorm1d,
     VirtualBatchNorm2d,
@@ -23,6 +24,8 @@ from normkit.norms.virtual_batch_norm import (
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
+from normkit.surgery.merge_statistics import merge_statistics
+from normkit.surgery.synchronize import desynchronize, synchronize
 
 __version__ = "0.1.0"
 
@@ -52,14 +55,18 @@ __all__ = [
     "SwitchNorm1d",
     "SwitchNorm2d",
     "SwitchNorm3d",
+    "SyncBatchNorm",
     "VirtualBatchNorm1d",
     "VirtualBatchNorm2d",
     "VirtualBatchNorm3d",
+    "desynchronize",
     "functional",
     "initialize_from_data",
     "kernels",
+    "merge_statistics",
     "reference_batch",
     "spectral_norm",
+    "synchronize",
     "weight_norm",
     "weight_standardization",
 ]

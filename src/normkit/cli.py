@@ -258,6 +258,20 @@ def accuracy(
     _write(json, measure.to_json(result))
 
 
+@bench.command()
+def sync(
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 21,
+    json: Annotated[Path | None, typer.Option(help="Write every time of every round here.")] = None,
+) -> None:
+    """Measure batch norm over two processes, beside local batch norm and the bare collectives."""
+    _check_writable(json)
+    from normkit.bench import sync as measure
+
+    result = measure.run(rounds=rounds)
+    measure.print_table(result)
+    _write(json, measure.to_json(result))
+
+
 def _check_writable(*paths: Path | None) -> None:
     """Before minutes are spent on what goes there."""
     for path in paths:

@@ -16,6 +16,10 @@ class MissingExtraError(ImportError):
     """A feature needs an optional dependency that is not installed; the message names the install line."""
 
 
+class ProcessError(RuntimeError):
+    """Processes that share statistics cannot go on together; the message names group, layer and ranks."""
+
+
 def unknown(kind: str, received: object, valid: Iterable[str]) -> InputError:
     """The error for a name outside a fixed set: the valid names, and the nearest one where one is near.
 

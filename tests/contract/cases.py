@@ -40,6 +40,7 @@ class Case:
     forward: Callable[..., tuple[np.ndarray, Any]]
     twin: Callable[..., nn.Module] | None = None
     activation: str | None = None
+    base: type | None = None  # of torch, what it is an instance of, where that is not the twin's class
     options: dict[str, Any] = field(default_factory=dict)
     centered: bool = True  # a constant input comes out as the bias
     feature_axis: int = 1  # its size is fixed by the layer
@@ -283,6 +284,14 @@ CASES = (
     *(
         Case(f"batch2d-{name}", shape=(4, 6, 5, 3), **_bn(2, activation=name))
         for name in nk.kernels.ACTIVATIONS
+    ),
+    Case(
+        "sync",
+        ours=partial(nk.SyncBatchNorm, 6),
+        twin=partial(nn.SyncBatchNorm, 6),
+        shape=(4, 6, 5, 3),
+        forward=_batch,
+        base=nn.modules.batchnorm._BatchNorm,  # DistributedDataParallel refuses nn.SyncBatchNorm on the CPU
     ),
     Case("layer", shape=(4, 5, 12), **_ln(12)),
     Case("layer-two-axes", shape=(4, 3, 5, 4), **_ln(5, 4)),

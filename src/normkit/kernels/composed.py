@@ -166,6 +166,7 @@ def update_running(
     else:
         factor = torch.full((), momentum, dtype=stats.dtype, device=stats.device)
     if isinstance(count, Tensor):
+        count = count.to(stats.dtype)  # a quotient of integers would be float32
         factor = factor.where(count > 1, 0)
         unbiased = var * (count / (count - 1).clamp(min=1))
     else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from normkit import kernels
+from normkit import kernels, processes
 from normkit.norms import inputs, mixing
 from normkit.norms.tracing import one_node
 from normkit.statistics import pooled, update_running_
@@ -25,6 +28,8 @@ def batch_norm(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
+    process_group: processes.Group = None,
+    layer: processes.Layer = processes.NOBODY,
 ) -> Tensor:
     r"""Normalize each channel over batch and space, by the batch's own statistics or by running ones.
 
@@ -50,6 +55,9 @@ def batch_norm(
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
         num_batches_tracked: () int64, counts the batches; needed where momentum is None.
+        process_group: processes whose batches are one in training: a group of torch.distributed, or "world" for
+            all that there are. Batches may differ in size and be empty.
+        layer: how the processes of the group tell this call from others.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -60,6 +68,7 @@ def batch_norm(
         TypeError: a mask that is not bool.
         NotImplementedError: input that is not floating.
         RuntimeError: parameters of another length, dtype or device; no running statistics in evaluation.
+        ProcessError: another process of the group does something else, or does not come.
 
     Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
     Covariate Shift", 2015.
@@ -70,10 +79,15 @@ def batch_norm(
             [ 1.,  1.]])
     """
     if inputs.per_sample(weight, bias):
+        if training and processes.several(process_group):
+            raise NotImplementedError(
+                "an affine map for each sample with process_group: local statistics alone"
+            )
         running = running_mean, running_var, num_batches_tracked, momentum
         affine = {"weight": weight, "bias": bias}
         return _conditional(input, *running, affine, training, eps, activation, residual, mask)
-    _check(input, running_mean, running_var, weight, bias, training, eps)
+    shared = training and processes.several(process_group)
+    _check(input, running_mean, running_var, weight, bias, training, eps, shared)
     inputs.check_activation(activation)
     inputs.check_residual(residual, input)
     mask = inputs.expand_mask(mask, input)
@@ -85,7 +99,12 @@ def batch_norm(
         )
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
-    y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
+    if shared:
+        y, stats, count = _outside_of_graphs(_shared)(
+            input, weight, bias, eps, activation, residual, mask, process_group, layer
+        )
+    else:
+        y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
     if running_mean is not None and running_var is not None:
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
@@ -132,6 +151,45 @@ def _rule(
     return batch_mean.to(mean.dtype).expand_as(mean), batch_var.to(mean.dtype).expand_as(mean), weight, bias
 
 
+def _outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Processes wait for each other where torch.compile breaks its graph; to say so beforehand would import it."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(function, reason="processes meet outside of graphs")
+    return function
+
+
+def _shared(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    process_group: processes.Group,
+    layer: processes.Layer,
+) -> tuple[Tensor, Tensor, int]:
+    """By the statistics of all processes: y; mean and biased variance as rows of C; count."""
+    share = processes.share(process_group, layer, _values(input))
+
+    def combine(mean: Tensor, var: Tensor, count: int | Tensor, *affine: Tensor) -> Any:
+        mean, var, _ = share.merge(mean, var, count)
+        given = iter(affine)
+        return mean, var, *(None if p is None else next(given) for p in (weight, bias))
+
+    parameters = [p for p in (weight, bias) if p is not None]
+    y, _, _ = kernels.combined(
+        input, combine, parameters, eps, activation=activation, residual=residual, mask=mask
+    )
+    assert share.stats is not None
+    return y, share.stats, share.count
+
+
+def _values(input: Tensor) -> int:
+    """Positions per channel."""
+    return inputs.count([*input.shape[:1], *input.shape[2:]])
+
+
 def _check(
     input: Tensor,
     running_mean: Tensor | None,
@@ -140,6 +198,7 @@ def _check(
     bias: Tensor | None,
     training: bool,
     eps: float,
+    shared: bool,
 ) -> None:
     if input.dim() < 2:
         raise ValueError(f"batch norm takes (N, C) or (N, C, *), got input size {list(input.shape)}")
@@ -148,15 +207,16 @@ def _check(
         raise ValueError(f"batch norm eps must be positive in training and never negative, got {eps}")
     inputs.check_running(running_mean, running_var, needed=not training)
     inputs.check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    if training:
-        values = inputs.count([input.shape[0], *input.shape[2:]])
-        inputs.check_several_values(values, input, what="value per channel")
+    if training and not shared:
+        inputs.check_several_values(_values(input), input, what="value per channel")
 
 
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
     """What batch norm of every dimension shares; each class below adds torch's class of its dimension."""
 
     activation: str | None = None
+    process_group: processes.Group = None
+    identity = processes.NOBODY
 
     def __init__(
         self,
@@ -170,10 +230,14 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         *,
         bias: bool = True,
         activation: str | None = None,
+        process_group: processes.Group = None,
     ) -> None:
         inputs.check_activation(activation)
+        processes.check_group(process_group)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
+        self.process_group = process_group
+        self.identity = processes.new_layer(f"{type(self).__name__}({num_features})")
 
     @one_node
     def forward(
@@ -192,6 +256,8 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         self._check_input_dim(input)
         # Statistics that are there normalize in evaluation even where they are no longer tracked.
         running = not self.training or self.track_running_stats
+        if self.process_group is not None and not self.training:
+            processes.evaluates(self.process_group, self.identity)
         running_mean = self.running_mean if running else None
         running_var = self.running_var if running else None
         return batch_norm(
@@ -207,11 +273,24 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
             residual=residual,
             mask=mask,
             num_batches_tracked=self.num_batches_tracked if self.training and running else None,
+            process_group=self.process_group if self.training else None,
+            layer=self.identity,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process_group": processes.packed(self.process_group)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "process_group": processes.unpacked(state.get("process_group"))})
+
     def extra_repr(self) -> str:
-        """The arguments, the activation where there is one."""
-        return super().extra_repr() + inputs.repr_activation(self.activation)
+        """The arguments, activation and process group where there are any."""
+        return super().extra_repr() + inputs.repr_activation(self.activation) + self._repr_group()
+
+    def _repr_group(self) -> str:
+        return (
+            "" if self.process_group is None else f", process_group={processes.name_of(self.process_group)!r}"
+        )
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
