@@ -199,7 +199,10 @@ def update_running(
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None = None,
 ) -> None:
-    """Move running statistics (C) in place towards the rows of stats: mean and biased variance of a batch."""
+    """Move running statistics (C) in place towards the rows of stats; see `statistics.update_running_`."""
     backend = composed if running_var.dtype != running_mean.dtype else _choose(running_mean)
-    backend.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
+    backend.update_running(
+        running_mean, running_var, stats, count, momentum, num_batches_tracked, num_batches_skipped
+    )

@@ -97,14 +97,21 @@ def update_running(
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
 ) -> None:
-    """Move running statistics (C) towards stats (3, C), in float64 and rounded once."""
-    buffers = (running_mean, running_var, num_batches_tracked)
-    if is_watched() or isinstance(count, Tensor) or not all(b is None or b.is_contiguous() for b in buffers):
-        return composed.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
-    cpu.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
-    increment_version([b for b in buffers if b is not None])  # autograd must see what happened in place
-    return None
+    """Move running statistics (C) towards stats (2 or more, C) or (2 or more, K, C), rounded once."""
+    buffers = [
+        b
+        for b in (running_mean, running_var, num_batches_tracked, num_batches_skipped)
+        if b is not None
+    ]
+    counted = isinstance(count, int) or (count.dtype == torch.int64 and count.dim() == stats.dim() - 2)
+    if is_watched() or not counted or not all(b.is_contiguous() for b in (*buffers, stats)):
+        update = composed.update_running
+    else:
+        update = cpu.update_running
+        increment_version(buffers)  # autograd must see what happens in place
+    update(running_mean, running_var, stats, count, momentum, num_batches_tracked, num_batches_skipped)
 
 
 def _normalize(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -153,24 +153,37 @@ def update_running(
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
 ) -> None:
-    """Move running statistics (C) towards stats (2, C), in their own precision and rounded once."""
-    mean, var = stats[0], stats[1]
+    """Move running statistics (C) towards stats (2 or more, C) or (2 or more, K, C), rounded once.
+
+    K batches that follow one another, in closed form: r + sum of f_k (b_k - r), where f_k is the momentum m
+    times (1 - m) for each batch after the k-th, or the reciprocal of the number of batches.
+    """
+    mean, var, per_batch = stats[0], stats[1], [1] * running_mean.dim()
+    count = count.to(mean.dtype) if isinstance(count, Tensor) else mean.new_full((), count)
+    if mean.dim() == running_mean.dim():
+        mean, var, count = mean.unsqueeze(0), var.unsqueeze(0), count.unsqueeze(0)
+    count = count.view(-1, *per_batch) if count.dim() == 1 else count
+    unbiased = var * (count / (count - 1).clamp(min=1))
+    moving = count > 1
+    if num_batches_skipped is not None:
+        finite = mean.to(running_mean.dtype).isfinite() & unbiased.to(running_var.dtype).isfinite()
+        finite = finite.flatten(1).all(1).view(-1, *per_batch)
+        num_batches_skipped += (moving & ~finite).sum()
+        moving = moving & finite
     if num_batches_tracked is not None:
-        num_batches_tracked += count > 1
+        num_batches_tracked += moving.sum(0).view(num_batches_tracked.shape)
     if momentum is None:
         assert num_batches_tracked is not None
-        factor = 1 / num_batches_tracked.clamp(min=1).to(stats.dtype)
+        factor = 1 / num_batches_tracked.clamp(min=1).to(mean.dtype)
     else:
-        factor = torch.full((), momentum, dtype=stats.dtype, device=stats.device)
-    if isinstance(count, Tensor):
-        factor = factor.where(count > 1, 0)
-        unbiased = var * (count / (count - 1).clamp(min=1))
-    else:
-        unbiased = var * (count / (count - 1))
+        later = moving.flip(0).cumsum(0).flip(0) - moving.to(torch.int64)
+        factor = momentum * torch.pow(1 - momentum, later.to(mean.dtype))
     for running, batch in ((running_mean, mean), (running_var, unbiased)):
         old = running.to(batch.dtype)
-        running.copy_(old + factor * (batch - old))
+        # Chosen, not multiplied by zero: what is left out may be NaN.
+        running.copy_(old + (factor * (batch - old)).where(moving, 0).sum(0))
 
 
 def center(x: Tensor, dims: list[int], mask: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:

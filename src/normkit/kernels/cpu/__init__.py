@@ -328,17 +328,23 @@ def update_running(
     running_mean: Tensor,
     running_var: Tensor,
     stats: Tensor,
-    count: int,
+    count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None = None,
 ) -> None:
-    """Move running statistics (C) of one dtype towards `stats`, taken over two or more elements per channel.
+    """Move running statistics (C) of one dtype towards `stats` (2 or more, C), taken over `count` elements.
 
-    Counts the batch first. Without a momentum the factor is 1 / num_batches_tracked.
+    Counts the batch first. Without a momentum the factor is 1 / num_batches_tracked. Fewer than two elements
+    move nothing; nor do statistics that are not finite where num_batches_skipped is there to count them. With
+    `stats` (2 or more, K, C) and `count` (K) of int64, K batches that follow one another.
     """
+    C = running_mean.shape[0]
+    sets, counts = (1, 0) if isinstance(count, int) else (count.numel(), count.data_ptr())
     _native.update_running(
-        running_mean.shape[0], count, momentum or 0.0, momentum is None, stats.data_ptr(), running_mean.data_ptr(),
-        running_var.data_ptr(), DTYPES[running_mean.dtype], _address(num_batches_tracked),
+        C, sets, 0 if counts else count, counts, momentum or 0.0, momentum is None, stats.data_ptr(),
+        running_mean.data_ptr(), running_var.data_ptr(), DTYPES[running_mean.dtype],
+        _address(num_batches_tracked), _address(num_batches_skipped),
     )  # fmt: skip
 
 

@@ -127,7 +127,9 @@ def threads() -> int:
 
 def update_running(
     C: int,
+    sets: int,
     count: int,
+    counts: int,
     momentum: float,
     cumulative: bool,
     stats: int,
@@ -135,6 +137,7 @@ def update_running(
     var: int,
     dtype: int,
     batches: int,
+    skipped: int,
 ) -> None: ...
 def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object:
     """A DLPack capsule over uninitialized memory of the pool."""

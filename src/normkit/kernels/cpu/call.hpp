@@ -76,14 +76,16 @@ struct RowsCall {
     Parameter dweight, dbias;  // (M)
 };
 
-// Running statistics of C channels, moved towards those of a batch of `count` elements per channel.
+// Running statistics of C channels, moved towards those of batches that follow one another.
 struct RunningCall {
-    int64_t C, count;
+    int64_t C, sets;        // sets: how many batches
+    const int64_t* counts;  // (sets): elements per channel; fewer than two move nothing
     double momentum;
-    bool cumulative;      // the factor is 1 / batches instead of the momentum
-    int64_t* batches;     // counted first, if not null
-    const double* stats;  // (2, C): mean, biased variance
-    Parameter mean, var;  // (C), the variance unbiased
+    bool cumulative;        // the factor is 1 / batches instead of the momentum
+    int64_t* batches;       // counts the batches first, if not null
+    int64_t* skipped;       // if not null: counts batches that are not finite, which then move nothing
+    const double* stats;    // (2, sets, C): mean, biased variance
+    Parameter mean, var;    // (C), the variance unbiased
 };
 
 // The kernels of one instruction set.

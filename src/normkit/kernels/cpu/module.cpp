@@ -152,10 +152,11 @@ void rows_backward(int64_t R, int64_t M, int dtype, bool centred, double eps, Ad
     run(kernels().rows_backward, call, R * M);
 }
 
-void update_running(int64_t C, int64_t count, double momentum, bool cumulative, Address stats, Address mean,
-                    Address var, int dtype, Address batches) {
-    kernels().update_running({C, count, momentum, cumulative, at<int64_t>(batches), at<double>(stats),
-                              parameter(mean, dtype), parameter(var, dtype)});
+void update_running(int64_t C, int64_t sets, int64_t count, Address counts, double momentum, bool cumulative,
+                    Address stats, Address mean, Address var, int dtype, Address batches, Address skipped) {
+    kernels().update_running({C, sets, counts ? at<int64_t>(counts) : &count, momentum, cumulative,
+                              at<int64_t>(batches), at<int64_t>(skipped), at<double>(stats), parameter(mean, dtype),
+                              parameter(var, dtype)});
 }
 
 // A capsule that torch adopts once; until then the block is the capsule's.
@@ -208,6 +209,6 @@ NB_MODULE(_native, m) {
           "bias"_a, "parameter_dtype"_a, "stats"_a);
     m.def("rows_backward", rows_backward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a,
           "weight"_a, "parameter_dtype"_a, "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
-    m.def("update_running", update_running, "C"_a, "count"_a, "momentum"_a, "cumulative"_a, "stats"_a, "mean"_a,
-          "var"_a, "dtype"_a, "batches"_a);
+    m.def("update_running", update_running, "C"_a, "sets"_a, "count"_a, "counts"_a, "momentum"_a, "cumulative"_a,
+          "stats"_a, "mean"_a, "var"_a, "dtype"_a, "batches"_a, "skipped"_a);
 }
