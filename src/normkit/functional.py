@@ -1,8 +1,10 @@
 """Every norm as a stateless function: torch.nn.functional's signature, and ours keyword-only after it."""
 
 from normkit.norms.batch_norm import batch_norm
+from normkit.norms.batch_renorm import batch_renorm
 from normkit.norms.dynamic_tanh import dynamic_tanh
 from normkit.norms.filter_response_norm import filter_response_norm
+from normkit.norms.ghost_batch_norm import ghost_batch_norm
 from normkit.norms.group_norm import group_norm
 from normkit.norms.instance_norm import instance_norm
 from normkit.norms.layer_norm import layer_norm
@@ -14,8 +16,10 @@ from normkit.norms.weights.weight_standardization import weight_standardization
 
 __all__ = [
     "batch_norm",
+    "batch_renorm",
     "dynamic_tanh",
     "filter_response_norm",
+    "ghost_batch_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",

@@ -1,6 +1,6 @@
 """The way from a norm to the code that computes it: which backend runs, and why.
 
-A backend is a module with the same four functions: `compiled` on the kernels of `cpu`, and `composed` of
+A backend is a module with the same five functions: `compiled` on the kernels of `cpu`, and `composed` of
 torch operations, which runs everywhere. `NORMKIT_BACKEND=composed`, set before the import, leaves the choice
 at that.
 """
@@ -108,6 +108,22 @@ def channels(
     """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance as rows of C; count."""
     return _choose(x, weight, bias, residual=residual).channels(
         x, weight, bias, eps, activation, residual, mask
+    )
+
+
+def ghosts(
+    x: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `size` samples of x, the last one maybe smaller: y; its moments (rows, runs, C)."""
+    return _choose(x, weight, bias, residual=residual).ghosts(
+        x, size, weight, bias, eps, activation, residual, mask
     )
 
 

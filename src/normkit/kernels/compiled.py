@@ -1,4 +1,4 @@
-"""The four functions of a backend on compiled kernels: autograd around the primitives of `cpu`.
+"""The five functions of a backend on compiled kernels: autograd around the primitives of `cpu`.
 
 Two ways lead to the same primitives. Plain tensors take an autograd function, the cheapest call there is.
 Where somebody watches the dispatcher (torch.compile, torch.export, a dispatch mode) they take the custom
@@ -19,7 +19,7 @@ from torch.autograd.graph import increment_version
 
 from normkit.kernels import composed, cpu
 
-Kind = Literal["channels", "given", "groups", "filters", "layer", "rms"]
+Kind = Literal["channels", "ghosts", "given", "groups", "filters", "layer", "rms"]
 
 
 def channels(
@@ -47,6 +47,22 @@ def channels(
         activation,
     )
     return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
+
+
+def ghosts(
+    x: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `size` samples of x: y; mean and biased variance in rows (3, runs, C)."""
+    x, weight, bias = native(x), _dense(weight), _dense(bias)
+    residual, mask = None if residual is None else like(residual, x), _dense(mask)
+    return _normalize("ghosts", x, weight, bias, residual, mask, None, None, size, eps, activation)
 
 
 def channels_given(
@@ -101,15 +117,14 @@ def update_running(
 ) -> None:
     """Move running statistics (C) towards stats (2 or more, C) or (2 or more, K, C), rounded once."""
     buffers = [
-        b
-        for b in (running_mean, running_var, num_batches_tracked, num_batches_skipped)
-        if b is not None
+        b for b in (running_mean, running_var, num_batches_tracked, num_batches_skipped) if b is not None
     ]
-    counted = isinstance(count, int) or (count.dtype == torch.int64 and count.dim() == stats.dim() - 2)
+    counted = isinstance(count, int) or count.dim() == stats.dim() - 2
     if is_watched() or not counted or not all(b.is_contiguous() for b in (*buffers, stats)):
         update = composed.update_running
     else:
         update = cpu.update_running
+        count = count if isinstance(count, int) else count.to(torch.int64)
         increment_version(buffers)  # autograd must see what happens in place
     update(running_mean, running_var, stats, count, momentum, num_batches_tracked, num_batches_skipped)
 
@@ -146,7 +161,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output and the statistics (3, sets), empty where they were given.
 
-    `size` is the number of groups, or of axes in a row.
+    `size` is the number of groups, of axes in a row, or of samples that share statistics.
     """
     code = cpu.ACTIVATIONS[activation]
     if kind == "channels":
@@ -157,6 +172,8 @@ def _forward(
         assert var is not None
         y = cpu.channels_normalize(x, mean, var, weight, bias, eps, code, residual, mask)
         return y, x.new_empty(0)
+    if kind == "ghosts":
+        return cpu.ghosts_forward(x, size, weight, bias, eps, code, residual, mask)
     if kind in ("groups", "filters"):
         return cpu.groups_forward(x, size, weight, bias, eps, code, kind == "groups")
     return cpu.rows_forward(x, _row(x, size), weight, bias, eps, kind == "layer")
@@ -185,6 +202,8 @@ def _backward(
         assert mean is not None
         assert var is not None
         return cpu.channels_backward_evaluation(x, dy, mean, var, weight, bias, eps, code, residual, mask)
+    if kind == "ghosts":
+        return cpu.ghosts_backward(x, dy, stats, size, weight, bias, eps, code, residual, mask)
     if kind in ("groups", "filters"):
         return *cpu.groups_backward(x, dy, stats, weight, bias, eps, code, kind == "groups"), None
     return *cpu.rows_backward(x, dy, stats, weight, bias, eps, kind == "layer"), None
@@ -210,6 +229,8 @@ def _composed(
         assert mean is not None
         assert var is not None
         return composed.channels_given(x, mean, var, weight, bias, eps, activation, residual, mask)
+    if kind == "ghosts":
+        return composed.ghosts(x, size, weight, bias, eps, activation, residual, mask)[0]
     if kind in ("groups", "filters"):
         return composed.groups(x, size, weight, bias, eps, activation, kind == "groups")[0]
     return composed.rows(x, size, weight, bias, eps, kind == "layer")
@@ -289,6 +310,8 @@ def _(kind: Kind, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     sets: dict[Kind, list[int]] = {"channels": [3, x.shape[1]], "given": [0]} if x.dim() > 1 else {}
     if kind in ("groups", "filters"):
         shape = [3, x.shape[0], size]
+    elif kind == "ghosts":
+        shape = [3, (x.shape[0] + size - 1) // size, x.shape[1]]
     elif kind in sets:
         shape = sets[kind]
     else:

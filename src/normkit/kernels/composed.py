@@ -70,6 +70,38 @@ def channels_given(
     return affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask).to(x.dtype)
 
 
+def ghosts(
+    x: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `size` samples of x: y; mean and biased variance in rows (2, runs, C)."""
+    samples, spatial = x.shape[0], [1] * (x.dim() - 2)
+    missing = -samples % size
+
+    def cut(t: Tensor) -> Tensor:
+        """(samples, ...) as (runs, size, ...), the last run filled up."""
+        return F.pad(t, [0, 0] * (t.dim() - 1) + [0, missing]).unflatten(0, (-1, size))
+
+    if mask is None:
+        mask = torch.ones([samples, *spatial], dtype=torch.bool, device=x.device)
+    mask = cut(mask).unsqueeze(2)
+    wide = cut(_wide(x))
+    dims = [1, *range(3, wide.dim())]
+    centered, mean, count = center(wide, dims, mask)
+    xhat, var = unit(centered, dims, eps, count)
+    shape = [1, *_per_channel(x)]
+    residual = None if residual is None else cut(residual)
+    y = affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask)
+    statistics = torch.stack((mean.flatten(1), var.flatten(1)))
+    return y.flatten(0, 1)[:samples].to(x.dtype), statistics
+
+
 def rows(
     x: Tensor,
     ndim: int,

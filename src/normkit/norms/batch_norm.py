@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from normkit import kernels
-from normkit.norms import inputs
+from normkit.norms import inputs, tracking
 from normkit.norms.tracing import one_node
+from normkit.norms.tracking import Running, Tracked, Tracking
 from normkit.statistics import update_running_
 
 
@@ -33,7 +36,8 @@ def batch_norm(
 
     In training the mean and the biased variance are those of the batch, and the running ones move towards
     them (towards the unbiased variance) after everything else has succeeded; otherwise the running ones
-    normalize, as constants.
+    normalize, as constants. Inside a backward pass, where activation checkpointing repeats a forward pass, the
+    running ones stay.
 
     Args:
         input: (N, C) or (N, C, *), floating; any strides.
@@ -78,10 +82,9 @@ def batch_norm(
         return kernels.channels_given(
             input, running_mean, running_var, weight, bias, eps, activation, residual, mask
         )
-    if momentum is None and running_mean is not None and num_batches_tracked is None:
-        raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
+    tracking.check_momentum(momentum, running_mean, num_batches_tracked)
     y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
-    if running_mean is not None and running_var is not None:
+    if running_mean is not None and running_var is not None and not tracking.recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
 
@@ -95,6 +98,7 @@ def _check(
     training: bool,
     eps: float,
 ) -> None:
+    """Everything that all batch norms ask for; training: statistics of the batch are taken."""
     if input.dim() < 2:
         raise ValueError(f"batch norm takes (N, C) or (N, C, *), got input size {list(input.shape)}")
     inputs.check_dtype("batch norm", input)
@@ -107,7 +111,7 @@ def _check(
         inputs.check_several_values(values, input, what="value per channel")
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
     """What batch norm of every dimension shares; each class below adds torch's class of its dimension."""
 
     activation: str | None = None
@@ -124,15 +128,24 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         *,
         bias: bool = True,
         activation: str | None = None,
+        training_statistics: Literal["batch", "running"] = "batch",
+        evaluation_statistics: Literal["running", "batch", "blend"] = "running",
+        prior: float = 16.0,
+        update_statistics: bool = True,
+        guard: Literal["nonfinite"] | None = None,
     ) -> None:
         inputs.check_activation(activation)
+        switches = Tracking(training_statistics, evaluation_statistics, prior, update_statistics, guard)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
+        self._follow(switches)
 
     @one_node
     def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalize, add the residual, activate; see `normkit.functional.batch_norm`."""
         self._check_input_dim(input)
+        if not (self.tracking.plain and tracking.scope.plain):
+            return self._forward_tracked(input, residual, mask)
         # Statistics that are there normalize in evaluation even where they are no longer tracked.
         running = not self.training or self.track_running_stats
         running_mean = self.running_mean if running else None
@@ -150,6 +163,58 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
             residual=residual,
             mask=mask,
             num_batches_tracked=self.num_batches_tracked if self.training and running else None,
+        )
+
+    def _forward_tracked(self, input: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The same by the switches and the scope of `tracking`."""
+        by, moves = self._statistics(), self._moves()
+        running = self._normalizing(moves) if moves or by != "batch" else None
+        mean, var = (None, None) if running is None else running[:2]
+        _check(input, mean, var, self.weight, self.bias, by != "running", self.eps)
+        inputs.check_residual(residual, input)
+        mask = inputs.expand_mask(mask, input)
+        if by == "batch":
+            y, stats, count = self._by_batch(input, running, residual, mask)
+        elif by == "blend" or moves:
+            y, stats, count = self._by_blend(input, running, residual, mask, blended=by == "blend")
+        else:
+            return kernels.channels_given(
+                input, mean, var, self.weight, self.bias, self.eps, self.activation, residual, mask
+            )
+        if moves:
+            self._track(stats, count)
+        return y
+
+    def _by_batch(
+        self, input: Tensor, running: Running | None, residual: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, int | Tensor]:
+        """Normalize by the batch's own statistics: output, statistics, count."""
+        return kernels.channels(input, self.weight, self.bias, self.eps, self.activation, residual, mask)
+
+    def _by_blend(
+        self, input: Tensor, running: Running, residual: Tensor | None, mask: Tensor | None, *, blended: bool
+    ) -> tuple[Tensor, Tensor, int | Tensor]:
+        """Normalize by running statistics, or by a blend; and take the batch's."""
+        # Copies: autograd keeps them, and the running ones move on.
+        known_mean, known_var = running.mean.clone(), running.var.clone()
+        samples = input.shape[0] if mask is None else mask.flatten(1).any(1).sum().to(torch.float32)
+
+        def combine(
+            mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
+        ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+            if not blended:
+                return known_mean, known_var, weight, bias
+            share = samples / (samples + self.tracking.prior)
+            return (
+                known_mean + share * (mean - known_mean),
+                known_var + share * (var - known_var),
+                weight,
+                bias,
+            )
+
+        affine = [p for p in (self.weight, self.bias) if p is not None]
+        return kernels.combined(
+            input, combine, affine, self.eps, activation=self.activation, residual=residual, mask=mask
         )
 
     def extra_repr(self) -> str:
@@ -172,7 +237,15 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
         dtype: of parameters and buffers.
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh. Tools of torch that
-            build a new layer from this one, such as `convert_sync_batchnorm`, do not know of it.
+            build a new layer from this one, such as `convert_sync_batchnorm`, know of none of what follows `bias`.
+        training_statistics: those that normalize in training: "batch", or "running".
+        evaluation_statistics: those that normalize in evaluation: "running", "batch", or "blend", the weighted
+            mean of both, in which n samples at hand have weight n and the running ones `prior` (Schneider et al.,
+            "Improving robustness against common corruptions by covariate shift adaptation", 2020).
+        prior: how many samples the running statistics count for in a blend.
+        update_statistics: whether training moves the running statistics.
+        guard: "nonfinite": a batch whose statistics are not finite leaves the running ones as they were, and is
+            counted in the buffer num_batches_skipped, which is there with the guard.
 
     `forward(input, *, residual=None, mask=None)` adds a residual of the input's shape before the activation, and
     leaves positions out of the statistics where the mask, bool and of the shape (N) or (N, L), is false.

@@ -10,6 +10,7 @@ from torch import Tensor
 from normkit import kernels
 from normkit.norms import inputs
 from normkit.norms.tracing import one_node
+from normkit.norms.tracking import recomputing
 from normkit.statistics import update_running_
 
 
@@ -64,7 +65,8 @@ def instance_norm(
         assert running_var is not None
         return kernels.channels_given(input, running_mean, running_var, weight, bias, eps, activation)
     y, stats = kernels.groups(input, input.shape[1], weight, bias, eps, activation)
-    if running_mean is not None and running_var is not None and input.shape[0] > 0:
+    tracked = running_mean is not None and running_var is not None and input.shape[0] > 0
+    if tracked and not recomputing():
         update_running_(running_mean, running_var, stats.mean(1), values, momentum)
     return y
 

@@ -285,6 +285,53 @@ def groups_backward(
     return dx, dweight, dbias
 
 
+def ghosts_forward(
+    x: Tensor,
+    together: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `together` samples of `x`, and of what remains: y and the statistics (3, runs, C)."""
+    N, C, S, last = _sizes(x)
+    y = _output(x)
+    stats = torch.empty((3, (N + together - 1) // together, C), dtype=torch.float64)
+    _native.ghosts_forward(
+        N, C, S, together, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask), stats.data_ptr(),
+    )  # fmt: skip
+    return y, stats
+
+
+def ghosts_backward(
+    x: Tensor,
+    dy: Tensor,
+    stats: Tensor,
+    together: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias, dresidual of it, from the statistics that ghosts_forward returned."""
+    N, C, S, last = _sizes(x)
+    dx = _output(x)
+    dresidual = None if residual is None else _output(x)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dbias = None if bias is None else torch.empty_like(bias)
+    _native.ghosts_backward(
+        N, C, S, together, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), dy.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask), stats.data_ptr(),
+        dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias),
+    )  # fmt: skip
+    return dx, dweight, dbias, dresidual
+
+
 def rows_forward(
     x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:

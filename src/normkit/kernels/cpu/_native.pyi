@@ -57,6 +57,46 @@ def channels_forward(
 def describe() -> dict[str, str]:
     """The compiler of this extension and the instruction set that it runs with."""
 
+def ghosts_backward(
+    N: int,
+    C: int,
+    S: int,
+    together: int,
+    dtype: int,
+    channels_last: bool,
+    activation: int,
+    eps: float,
+    x: int,
+    dy: int,
+    weight: int,
+    bias: int,
+    parameter_dtype: int,
+    residual: int,
+    mask: int,
+    stats: int,
+    dx: int,
+    dresidual: int,
+    dweight: int,
+    dbias: int,
+) -> None: ...
+def ghosts_forward(
+    N: int,
+    C: int,
+    S: int,
+    together: int,
+    dtype: int,
+    channels_last: bool,
+    activation: int,
+    eps: float,
+    x: int,
+    y: int,
+    weight: int,
+    bias: int,
+    parameter_dtype: int,
+    residual: int,
+    mask: int,
+    stats: int,
+) -> None: ...
 def groups_backward(
     N: int,
     C: int,

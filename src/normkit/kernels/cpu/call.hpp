@@ -34,6 +34,7 @@ enum Stages { kSums = 1, kOutputs = 2 };
 struct Call {
     int64_t N, C, S;
     int64_t G;            // statistics of the call: C, or fewer where neighbouring channels of a sample share one
+    int64_t together = 1;  // of the group family: neighbouring samples that share statistics, at the end maybe fewer
     int64_t stats_stride;  // between the rows of stats, and of tail
     DType dtype;
     int64_t of_samples;    // samples of the tensor that the call is a part of
