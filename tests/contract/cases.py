@@ -41,9 +41,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     centered: bool = True  # a constant input comes out as the bias
     feature_axis: int = 1  # its size is fixed by the layer
-    magnitudes: Callable[..., dict[str, np.ndarray]] | None = (
-        None  # for a cache that `_magnitudes` cannot read
-    )
+    # (cache, dz, parameters) -> what error bounds refer to, for a cache that `_magnitudes` cannot read
+    magnitudes: Callable[..., dict[str, np.ndarray]] | None = None
 
     def make(self, *, seed: int = 0, **kwargs: Any) -> nn.Module:
         """Our layer, its affine parameters away from one and zero."""
