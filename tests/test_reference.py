@@ -50,10 +50,20 @@ class Norm:
     mean: Array | None = None  # where the statistic is a constant
     var: Array | None = None
     mask: NDArray[np.bool_] | None = None
+    mask_lacks: int = 1  # the axis of x that the mask has not
     has_bias: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}-{'x'.join(map(str, self.shape))}"
+
+    def is_valid(self, index: Index) -> bool:
+        """Whether the element is no padding."""
+        lacks = self.mask_lacks % len(self.shape)
+        return self.mask is None or bool(self.mask[index[:lacks] + index[lacks + 1 :]])
+
+    def valid(self) -> NDArray[np.bool_]:
+        assert self.mask is not None
+        return np.broadcast_to(np.expand_dims(self.mask, self.mask_lacks), self.shape)
 
     def parameters(self, rng: np.random.Generator) -> tuple[Array, Array | None]:
         shape = self.affine_of(self.shape)
@@ -77,37 +87,48 @@ def inference(shape: Index, mask: NDArray[np.bool_] | None = None) -> Norm:
     return Norm(name, shape, forward, lambda i: i[1:2], mean=mean, var=var, mask=mask)
 
 
-def layer(shape: Index, ndim: int) -> Norm:
+def layer(shape: Index, ndim: int, mask: NDArray[np.bool_] | None = None) -> Norm:
     return Norm(
-        f"layer-{ndim}",
+        f"layer-{ndim}" if mask is None else f"layer-{ndim}-mask",
         shape,
-        lambda x, w, b: reference.layer_norm(x, ndim, w, b, EPS),
+        lambda x, w, b: reference.layer_norm(x, ndim, w, b, EPS, mask),
         lambda i: i[:-ndim],
         lambda i: i[-ndim:],
+        mask=mask,
+        mask_lacks=-1,
     )
 
 
-def rms(shape: Index, ndim: int) -> Norm:
+def rms(shape: Index, ndim: int, mask: NDArray[np.bool_] | None = None) -> Norm:
     return replace(
-        layer(shape, ndim),
-        name=f"rms-{ndim}",
-        forward=lambda x, w, b: reference.rms_norm(x, ndim, w, EPS),
+        layer(shape, ndim, mask),
+        name=f"rms-{ndim}" if mask is None else f"rms-{ndim}-mask",
+        forward=lambda x, w, b: reference.rms_norm(x, ndim, w, EPS, mask),
         mean=np.zeros(shape[:-ndim]),
         has_bias=False,
     )
 
 
-def group(shape: Index, groups: int) -> Norm:
+def group(shape: Index, groups: int, mask: NDArray[np.bool_] | None = None) -> Norm:
     return Norm(
-        f"group-{groups}",
+        f"group-{groups}" if mask is None else f"group-{groups}-mask",
         shape,
-        lambda x, w, b: reference.group_norm(x, groups, w, b, EPS),
+        lambda x, w, b: reference.group_norm(x, groups, w, b, EPS, mask),
         lambda i: (i[0], i[1] * groups // shape[1]),
+        mask=mask,
     )
 
 
-def instance(shape: Index) -> Norm:
-    return Norm("instance", shape, lambda x, w, b: reference.instance_norm(x, w, b, EPS), lambda i: i[:2])
+def instance(shape: Index, mask: NDArray[np.bool_] | None = None) -> Norm:
+    name = "instance" if mask is None else "instance-mask"
+    return Norm(
+        name, shape, lambda x, w, b: reference.instance_norm(x, w, b, EPS, mask), lambda i: i[:2], mask=mask
+    )
+
+
+def conditional(norm: Norm) -> Norm:
+    """With weight and bias per sample."""
+    return replace(norm, name=f"conditional-{norm.name}", affine_of=lambda i: i[:2])
 
 
 def filter_response(shape: Index, mask: NDArray[np.bool_] | None = None) -> Norm:
@@ -119,6 +140,7 @@ def filter_response(shape: Index, mask: NDArray[np.bool_] | None = None) -> Norm
 
 
 MASK_1D = np.array([True, False, True, True, True])
+MASK_TOKENS = np.array([True, False, True])
 MASK_2D = np.array([[True, True, False], [True, False, False], [True, True, True], [False, False, False]])
 NORMS = [
     *(batch(shape) for shape in [(5, 3), (4, 2, 3), (2, 3, 2, 2)]),
@@ -129,6 +151,14 @@ NORMS = [
     *(group((2, 4), 2), group((2, 6, 3), 3), group((2, 4, 2, 2), 1)),
     *(instance((3, 2, 4)), instance((2, 2, 2, 3))),
     *(filter_response((3, 2, 4)), filter_response((2, 2, 2, 3)), filter_response((4, 2, 3), MASK_2D)),
+    *(layer((3, 4), 1, MASK_TOKENS), layer((4, 3, 4), 1, MASK_2D), layer((4, 3, 4), 2, MASK_2D)),
+    *(rms((4, 3, 4), 1, MASK_2D), rms((4, 3, 4), 2, MASK_2D)),
+    *(group((4, 4, 3), 2, MASK_2D), instance((4, 2, 3), MASK_2D)),
+    *(
+        conditional(batch((4, 2, 3), MASK_2D)),
+        conditional(instance((3, 2, 4))),
+        conditional(group((2, 4), 2)),
+    ),
 ]
 every_norm = pytest.mark.parametrize("norm", NORMS, ids=str)
 
@@ -146,7 +176,7 @@ def exact(norm: Norm, x: Array) -> tuple[Array, dict[Index, tuple[Fraction, Frac
     """x̂, rounded once, and the exact mean, biased variance and count of each set."""
     sets: dict[Index, list[Index]] = defaultdict(list)
     for index in np.ndindex(x.shape):
-        if norm.mask is None or norm.mask[(index[0], *index[2:])]:
+        if norm.is_valid(index):
             sets[norm.set_of(index)].append(index)
     xhat, statistics = np.zeros(x.shape), {}
     for key, members in sets.items():
@@ -210,7 +240,7 @@ def test_affine_map_follows_xhat(norm: Norm) -> None:
     x, (weight, bias) = rng.standard_normal(norm.shape), norm.parameters(rng)
     y, cache = norm.forward(x, weight, bias)
     for index in np.ndindex(norm.shape):
-        if norm.mask is not None and not norm.mask[(index[0], *index[2:])]:
+        if not norm.is_valid(index):
             assert y[index] == 0
             continue
         parameter = norm.affine_of(index)
@@ -394,8 +424,7 @@ def test_batch_norm_with_a_mask_is_batch_norm_of_the_valid_values() -> None:
 def test_what_padding_holds_does_not_matter(norm: Norm, padding: float) -> None:
     rng = np.random.default_rng(5)
     x, dy = rng.standard_normal((2, *norm.shape))
-    assert norm.mask is not None
-    valid = np.broadcast_to(np.expand_dims(norm.mask, 1), norm.shape)
+    valid = norm.valid()
     weight, bias = norm.parameters(rng)
     results = []
     for fill in (0.0, padding):

@@ -10,6 +10,10 @@ A norm answers three questions, and each function here is its three answers:
     RMS          last k                 x, the mean is 0    last k, no bias
     group        space, C/G channels    x                   channel
     instance     space                  x                   channel
+    switch       mixes instance, layer and batch            channel
+    virtual      mixes instance and a reference batch       channel
+    adaptive     mixes running averages and batch           channel
+    batch-inst.  mixes the outputs of batch and instance    channel
     filter       space                  x, the mean is 0    channel, then max(y, τ)
       response
     weight       a weight's filter      v, the mean is 0    filter, no bias
@@ -77,8 +81,8 @@ def batch_norm(
 
     y = γ_c (x - μ_c) / √(σ²_c + ε) + β_c
 
-    weight γ and bias β: (C,). mask: bool (N, *spatial), True = valid; padding does not enter the statistics,
-    and y is 0 there. Without any valid value mean and variance are 0.
+    weight γ and bias β: (C,) or, per sample, (N, C). mask: bool (N, *spatial), True = valid; padding does not
+    enter the statistics, and y is 0 there. Without any valid value mean and variance are 0.
     Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
     return _normalize(x, _all_but_channel(x), (1,), eps, weight, bias, mask=mask)
@@ -105,15 +109,17 @@ def layer_norm(
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     eps: float = 1e-5,
+    mask: ArrayLike | None = None,
 ) -> tuple[Array, Cache]:
     """Layer norm: each row, the last `normalized_ndim` axes of x, has its own mean and variance.
 
     y = γ (x - μ_row) / √(σ²_row + ε) + β, elementwise in the row
 
-    x: any shape. weight and bias: the shape of a row. Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    x: any shape. weight and bias: the shape of a row. mask: bool, the shape of x without its last axis.
+    Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     row = _last(normalized_ndim, x)
-    return _normalize(x, row, row, eps, weight, bias)
+    return _normalize(x, row, row, eps, weight, bias, mask=mask, mask_lacks=-1)
 
 
 def rms_norm(
@@ -121,16 +127,19 @@ def rms_norm(
     normalized_ndim: int,
     weight: ArrayLike | None = None,
     eps: float = float(np.finfo(np.float64).eps),
+    mask: ArrayLike | None = None,
 ) -> tuple[Array, Cache]:
     """RMS norm: layer norm whose mean is taken to be 0, so that σ² is the mean square, and without a bias.
 
     y = γ x / √(mean_row(x²) + ε)
 
-    weight: the shape of a row. eps defaults, as in torch, to the machine epsilon of the dtype, which is
-    float64 here: a layer of another dtype has that of its own. Zhang and Sennrich 2019, arXiv:1910.07467.
+    weight: the shape of a row. mask: bool, the shape of x without its last axis. eps defaults, as in torch, to
+    the machine epsilon of the dtype, which is float64 here: a layer of another dtype has that of its own.
+    Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     row = _last(normalized_ndim, x)
-    return _normalize(x, row, row, eps, weight, mean=np.zeros(np.shape(x)[: row[0]]))
+    zeros = np.zeros(np.shape(x)[: row[0]])
+    return _normalize(x, row, row, eps, weight, mean=zeros, mask=mask, mask_lacks=-1)
 
 
 def group_norm(
@@ -139,12 +148,14 @@ def group_norm(
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     eps: float = 1e-5,
+    mask: ArrayLike | None = None,
 ) -> tuple[Array, Cache]:
     """Group norm: each run of C/G neighboring channels of each sample has its own mean and variance.
 
     y = γ_c (x - μ_ng) / √(σ²_ng + ε) + β_c, where g = ⌊c G / C⌋
 
-    weight and bias: (C,). num_groups is G and divides C. Wu and He 2018, arXiv:1803.08494.
+    weight and bias: (C,) or, per sample, (N, C). num_groups is G and divides C. mask as in `batch_norm`.
+    Wu and He 2018, arXiv:1803.08494.
     """
     n, channels, *spatial = np.shape(x)
     if num_groups < 1 or channels % num_groups:
@@ -152,7 +163,7 @@ def group_norm(
             f"num_groups must divide the channels, got {num_groups} groups and {channels} channels"
         )
     view = (n, num_groups, channels // num_groups, *spatial)
-    return _normalize(x, tuple(range(2, len(view))), (1,), eps, weight, bias, view=view)
+    return _normalize(x, tuple(range(2, len(view))), (1,), eps, weight, bias, mask=mask, view=view)
 
 
 def instance_norm(
@@ -160,14 +171,197 @@ def instance_norm(
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     eps: float = 1e-5,
+    mask: ArrayLike | None = None,
 ) -> tuple[Array, Cache]:
     """Instance norm: each channel of each sample has its own mean and variance, over space.
 
     y = γ_c (x - μ_nc) / √(σ²_nc + ε) + β_c
 
-    weight and bias: (C,). Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
+    weight and bias: (C,) or, per sample, (N, C). mask as in `batch_norm`.
+    Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
     """
-    return _normalize(x, tuple(range(2, np.ndim(x))), (1,), eps, weight, bias)
+    return _normalize(x, tuple(range(2, np.ndim(x))), (1,), eps, weight, bias, mask=mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One of the statistics that a mixture takes in, of x along `axes`, or a constant where axes is None.
+
+    mean and var broadcast to x; count is the number of valid values of each set.
+    """
+
+    axes: Shape | None
+    mean: Array
+    var: Array
+    count: NDArray[np.int64] | int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mixture:
+    """What a norm of mixed statistics keeps for its backward pass.
+
+    x̂ = (x - m) / √(v + ε), with m = Σ_k a_k μ_k and v = Σ_k b_k σ²_k; of merged values (`merged`, where a = b)
+    v = Σ_k b_k (σ²_k + (μ_k - m)²), the variance of all of them together.
+    """
+
+    x: Array  # 0 at padded positions
+    valid: NDArray[np.bool_]
+    parts: list[Part]
+    a: Array
+    b: Array
+    merged: bool
+    mean: Array  # m
+    var: Array  # v
+    xhat: Array
+    eps: float
+    weight: Array | None
+    bias: Array | None
+    logits: bool  # whether a and b are the softmax of what the norm learns
+
+    def backward(self, dy: Array) -> list[Array | None]:
+        """dx, dweight, dbias, and where they are learned the gradients of the logits of a and of b.
+
+        With g = γ dy and s = 1 / √(v + ε), sums over space: dm = -Σ g s, dv = -½ Σ g x̂ s². A part receives
+        dμ_k = a_k dm and dσ²_k = b_k dv, summed over its set, and passes dμ_k / M + 2 (x - μ_k) dσ²_k / M on to x.
+        """
+        space, channel = tuple(range(2, dy.ndim)), _all_but_channel(dy)
+        dy = np.where(self.valid, dy, 0.0)
+        g = dy if self.weight is None else dy * np.expand_dims(self.weight, channel)
+        s = 1 / np.sqrt(self.var + self.eps)
+        dm = -(g * s).sum(axis=space, keepdims=True)
+        dv = -0.5 * (g * self.xhat * s**2).sum(axis=space, keepdims=True)
+        dx, da, db = g * s, np.zeros(len(self.parts)), np.zeros(len(self.parts))
+        for k, part in enumerate(self.parts):
+            # Σ a_k = 1, so that a common offset of the means, which may be large, changes nothing below.
+            da[k], db[k] = (dm * (part.mean - self.mean)).sum(), (dv * part.var).sum()
+            if part.axes is None:
+                continue
+            dmu = self.a[k] * dm + (2 * self.b[k] * (part.mean - self.mean) * dv if self.merged else 0.0)
+            dmu = dmu.sum(axis=part.axes, keepdims=True)
+            dsigma2 = self.b[k] * dv.sum(axis=part.axes, keepdims=True)
+            dx = dx + (dmu + 2 * (self.x - part.mean) * dsigma2) / np.maximum(part.count, 1)
+        dweight = None if self.weight is None else (dy * self.xhat).sum(axis=channel)
+        dbias = None if self.bias is None else dy.sum(axis=channel)
+        learned = [p * (d - (p * d).sum()) for p, d in ((self.a, da), (self.b, db))] if self.logits else []
+        return [np.where(self.valid, dx, 0.0), dweight, dbias, *learned]
+
+
+def switch_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    mean_weight: ArrayLike,
+    var_weight: ArrayLike,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+    running: tuple[ArrayLike, ArrayLike] | None = None,
+) -> tuple[Array, Mixture]:
+    """Switchable norm: mean and variance are mixtures of those of instance, layer and batch norm.
+
+    y = γ (x - Σ_k a_k μ_k) / √(Σ_k b_k σ²_k + ε) + β, a = softmax(mean_weight), b = softmax(var_weight)
+
+    mean_weight, var_weight: (3,), in the order instance, layer, batch. running: mean and variance (C,) in the
+    place of the batch's, in inference. One value per sample and channel has no instance statistic: the
+    softmax is of the other two. Luo, Ren, Peng, Zhang and Li 2018, arXiv:1806.10779.
+    """
+    x, valid = _clean(x, mask)
+    space, layer = tuple(range(2, x.ndim)), tuple(range(1, x.ndim))
+    first = 1 if math.prod(x.shape[2:]) == 1 else 0
+    parts = [_part(x, valid, axes) for axes in (space, layer)]
+    parts.append(_part(x, valid, _all_but_channel(x)) if running is None else _constant(x, *running))
+    a, b = (
+        np.concatenate([np.zeros(first), _softmax(np.asarray(logits, np.float64)[first:])])
+        for logits in (mean_weight, var_weight)
+    )
+    return _mix(x, valid, parts, a, b, eps, weight, bias, logits=True)
+
+
+def virtual_batch_norm(
+    x: ArrayLike,
+    reference_mean: ArrayLike,
+    reference_var: ArrayLike,
+    reference_size: int,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+) -> tuple[Array, Mixture]:
+    """Virtual batch norm: each sample by the moments of a reference batch and itself, as one more sample of it.
+
+    With reference statistics μ_r, σ²_r (C,), constants, of n samples, and those of the sample over space:
+    a = b = (n, 1) / (n + 1), merged. Salimans et al. 2016, arXiv:1606.03498.
+    """
+    x, valid = _clean(x, mask)
+    parts = [_constant(x, reference_mean, reference_var), _part(x, valid, tuple(range(2, x.ndim)))]
+    share = np.array([reference_size, 1]) / (reference_size + 1)
+    return _mix(x, valid, parts, share, share, eps, weight, bias, merged=True)
+
+
+def adaptive_batch_norm(
+    x: ArrayLike,
+    running_mean: ArrayLike,
+    running_var: ArrayLike,
+    prior: float,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+    *,
+    per_sample: bool = False,
+) -> tuple[Array, Mixture]:
+    """Adaptive batch norm in inference: running statistics, blended with those of the samples at hand.
+
+    a = b = (N, n) / (N + n), not merged: N is `prior`, n the number of samples (of samples that are not all
+    padding), or 1 where each sample is on its own. Schneider et al. 2020, arXiv:2006.16971, equation 1.
+    """
+    x, valid = _clean(x, mask)
+    n = 1 if per_sample else int(valid.any(axis=tuple(range(1, x.ndim))).sum())
+    axes = tuple(range(2, x.ndim)) if per_sample else _all_but_channel(x)
+    parts = [_constant(x, running_mean, running_var), _part(x, valid, axes)]
+    share = np.array([1.0, 0.0]) if n == 0 or prior == math.inf else np.array([prior, n]) / (prior + n)
+    return _mix(x, valid, parts, share, share, eps, weight, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """What batch-instance norm keeps: the caches of both, and ρ."""
+
+    batch: Cache
+    instance: Cache
+    rho: Array
+
+    def backward(self, dy: Array) -> list[Array | None]:
+        """dx, dweight, dbias, drho; as y = ρ y_B + (1 - ρ) y_I, both receive their part of dy."""
+        rho, repeated = np.expand_dims(self.rho, _all_but_channel(dy)), _all_but_channel(dy)
+        ours, theirs = backward(rho * dy, self.batch), backward((1 - rho) * dy, self.instance)
+        gradients = [None if a is None or b is None else a + b for a, b in zip(ours, theirs, strict=True)]
+        gamma = 1.0 if self.batch.weight is None else np.expand_dims(self.batch.weight, repeated)
+        difference = np.where(self.batch.valid, dy, 0.0) * gamma * (self.batch.xhat - self.instance.xhat)
+        return [*gradients, difference.sum(axis=repeated)]
+
+
+def batch_instance_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    rho: ArrayLike,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+    running: tuple[ArrayLike, ArrayLike] | None = None,
+) -> tuple[Array, Interpolation]:
+    """Batch-instance norm: y = γ (ρ x̂_batch + (1 - ρ) x̂_instance) + β, ρ (C,) in [0, 1] per channel.
+
+    running: mean and variance (C,) in the place of the batch's, in inference.
+    Nam and Kim 2018, arXiv:1805.07925.
+    """
+    if running is None:
+        y_batch, batch = batch_norm(x, weight, bias, eps, mask)
+    else:
+        y_batch, batch = batch_norm_inference(x, *running, weight, bias, eps, mask)
+    y_instance, instance = instance_norm(x, weight, bias, eps, mask)
+    rho = np.asarray(rho, np.float64)
+    share = np.expand_dims(rho, _all_but_channel(x))
+    return share * y_batch + (1 - share) * y_instance, Interpolation(batch, instance, rho)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -334,7 +528,7 @@ def batchnorm_backward(dout: ArrayLike, cache: Cache) -> tuple[Array, Array | No
     return _normalize_backward(dout, cache)
 
 
-def backward(dy: ArrayLike, cache: Cache | TanhCache) -> tuple[Any, ...]:
+def backward(dy: ArrayLike, cache: Cache | TanhCache | Mixture | Interpolation) -> tuple[Any, ...]:
     """The gradients of any norm of this file, from dy, the gradient of its y: dx, dweight, dbias, and others.
 
     dweight and dbias are None where the norm was given none.
@@ -343,6 +537,8 @@ def backward(dy: ArrayLike, cache: Cache | TanhCache) -> tuple[Any, ...]:
         return filter_response_backward(dy, cache)
     if isinstance(cache, TanhCache):
         return dynamic_tanh_backward(dy, cache)
+    if isinstance(cache, Mixture | Interpolation):
+        return tuple(cache.backward(np.asarray(dy, np.float64)))
     return _normalize_backward(dy, cache)
 
 
@@ -362,6 +558,61 @@ def _normalize_backward(dy: ArrayLike, cache: Cache) -> tuple[Array, Array | Non
     dweight = None if cache.weight is None else (dy * cache.xhat).sum(axis=repeated)
     dxhat = dy if cache.weight is None else dy * np.expand_dims(cache.weight, repeated)
     return _standardize_backward(dxhat, cache), dweight, dbias
+
+
+def _mix(
+    x: Array,
+    valid: NDArray[np.bool_],
+    parts: list[Part],
+    a: Array,
+    b: Array,
+    eps: float,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    merged: bool = False,
+    logits: bool = False,
+) -> tuple[Array, Mixture]:
+    """Standardize x by a mixture of statistics, then y = γ x̂ + β."""
+    row, channel = x.shape[1:2], _all_but_channel(x)
+    gamma, beta = _shaped("weight", weight, row), _shaped("bias", bias, row)
+    mean = sum((share * part.mean for share, part in zip(a, parts, strict=True)), np.zeros(()))
+    between = [(part.mean - mean) ** 2 if merged else 0.0 for part in parts]
+    var = sum(
+        (share * (part.var + d) for share, part, d in zip(b, parts, between, strict=True)), np.zeros(())
+    )
+    xhat = np.where(valid, (x - mean) / np.sqrt(var + eps), 0.0)
+    y = xhat if gamma is None else xhat * np.expand_dims(gamma, channel)
+    y = y if beta is None else y + np.expand_dims(beta, channel)
+    return np.where(valid, y, 0.0), Mixture(
+        x=x, valid=valid, parts=parts, a=a, b=b, merged=merged, mean=mean, var=var, xhat=xhat, eps=eps,
+        weight=gamma, bias=beta, logits=logits,
+    )  # fmt: skip
+
+
+def _clean(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, NDArray[np.bool_]]:
+    """x with 0 in its padding, which may hold anything, and where it is valid."""
+    x = np.asarray(x, np.float64)
+    valid = _valid(mask, x.shape)
+    return np.where(valid, x, 0.0), valid
+
+
+def _part(x: Array, valid: NDArray[np.bool_], axes: Shape) -> Part:
+    """Mean and variance along axes, which stay with length 1."""
+    mean = _average(x, valid, axes)
+    mean = mean + _average(x - mean, valid, axes)
+    return Part(axes, mean, _average((x - mean) ** 2, valid, axes), valid.sum(axis=axes, keepdims=True))
+
+
+def _constant(x: Array, mean: ArrayLike, var: ArrayLike) -> Part:
+    """Given statistics (C,)."""
+    shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+    return Part(None, np.asarray(mean, np.float64).reshape(shape), np.asarray(var, np.float64).reshape(shape))
+
+
+def _softmax(logits: Array) -> Array:
+    e = np.exp(logits - logits.max())
+    return e / e.sum()
 
 
 def running_update(running: ArrayLike, batch: ArrayLike, momentum: float) -> Array:
@@ -384,18 +635,21 @@ def _normalize(
     mean: ArrayLike | None = None,
     var: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    mask_lacks: int = 1,
     view: Shape | None = None,
 ) -> tuple[Array, Cache]:
     """Standardize x over `axes` of `view`, then y = γ x̂ + β. A statistic that is None is computed from x."""
     x = np.asarray(x, np.float64)
     view = view or x.shape
+    if affine_axes == (1,) and 2 in (np.ndim(p) for p in (weight, bias) if p is not None):
+        affine_axes = (0, 1)  # given per sample
     sets = tuple(view[axis] for axis in _others(axes, len(view)))
     row = tuple(x.shape[axis] for axis in affine_axes)
     repeated = _others(affine_axes, x.ndim)
     gamma, beta = _shaped("weight", weight, row), _shaped("bias", bias, row)
     given = _shaped("running_mean", mean, sets), _shaped("running_var", var, sets)
 
-    valid = _valid(mask, x.shape)
+    valid = _valid(mask, x.shape, mask_lacks)
     xhat, mu, sigma2 = _standardize(x.reshape(view), valid.reshape(view), axes, eps, *given)
     xhat = xhat.reshape(x.shape)
     y = xhat if gamma is None else xhat * np.expand_dims(gamma, repeated)
@@ -474,14 +728,16 @@ def _last(normalized_ndim: int, x: ArrayLike) -> Shape:
     return tuple(range(ndim - normalized_ndim, ndim))
 
 
-def _valid(mask: ArrayLike | None, shape: Shape) -> NDArray[np.bool_]:
+def _valid(mask: ArrayLike | None, shape: Shape, lacks: int = 1) -> NDArray[np.bool_]:
+    """The mask, which lacks one axis of x, in the shape of x."""
     if mask is None:
         return np.ones(shape, np.bool_)
     mask = np.asarray(mask)
-    expected = (shape[0], *shape[2:])
+    lacking = lacks % len(shape)
+    expected = tuple(shape[axis] for axis in _others((lacking,), len(shape)))
     if mask.dtype != np.bool_ or mask.shape != expected:
         raise ValueError(f"mask must be bool of shape {expected}, got {mask.dtype} of shape {mask.shape}")
-    return np.broadcast_to(np.expand_dims(mask, 1), shape)
+    return np.broadcast_to(np.expand_dims(mask, lacking), shape)
 
 
 def _shaped(name: str, array: ArrayLike | None, shape: Shape) -> Array | None:
