@@ -176,8 +176,12 @@ class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ig
         if by == "batch":
             y, stats, count = self._by_batch(input, running, residual, mask)
         elif by == "blend" or moves:
-            y, stats, count = self._by_blend(input, running, residual, mask, blended=by == "blend")
+            assert running is not None
+            prior = self.tracking.prior if by == "blend" else None
+            y, stats, count = self._by_blend(input, running, residual, mask, prior)
         else:
+            assert mean is not None
+            assert var is not None
             return kernels.channels_given(
                 input, mean, var, self.weight, self.bias, self.eps, self.activation, residual, mask
             )
@@ -192,9 +196,14 @@ class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ig
         return kernels.channels(input, self.weight, self.bias, self.eps, self.activation, residual, mask)
 
     def _by_blend(
-        self, input: Tensor, running: Running, residual: Tensor | None, mask: Tensor | None, *, blended: bool
+        self,
+        input: Tensor,
+        running: Running,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        prior: float | None,
     ) -> tuple[Tensor, Tensor, int | Tensor]:
-        """Normalize by running statistics, or by a blend; and take the batch's."""
+        """Normalize by a blend, or by running statistics alone without a prior; and take the batch's."""
         # Copies: autograd keeps them, and the running ones move on.
         known_mean, known_var = running.mean.clone(), running.var.clone()
         samples = input.shape[0] if mask is None else mask.flatten(1).any(1).sum().to(torch.float32)
@@ -202,20 +211,20 @@ class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ig
         def combine(
             mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
         ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-            if not blended:
-                return known_mean, known_var, weight, bias
-            share = samples / (samples + self.tracking.prior)
-            return (
-                known_mean + share * (mean - known_mean),
-                known_var + share * (var - known_var),
-                weight,
-                bias,
-            )
+            known = known_mean.to(mean.dtype), known_var.to(var.dtype)
+            if prior is None:
+                return *known, weight, bias
+            share = samples / (samples + prior)
+            mean, var = (old + share * (new - old) for old, new in zip(known, (mean, var), strict=True))
+            return mean, var, weight, bias
 
-        affine = [p for p in (self.weight, self.bias) if p is not None]
         return kernels.combined(
-            input, combine, affine, self.eps, activation=self.activation, residual=residual, mask=mask
+            input, combine, self._affine(), self.eps, activation=self.activation, residual=residual, mask=mask
         )
+
+    def _affine(self) -> list[Tensor]:
+        """Weight and bias, as far as they are there."""
+        return [p for p in (self.weight, self.bias) if p is not None]  # pyright: ignore[reportUnnecessaryComparison]
 
     def extra_repr(self) -> str:
         """The arguments, the activation where there is one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -107,8 +107,8 @@ def _corrected(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    r_max: float | Tensor,
-    d_max: float | Tensor,
+    r_max: Any,
+    d_max: Any,
     activation: str | None,
     residual: Tensor | None,
     mask: Tensor | None,
@@ -199,10 +199,11 @@ class _BatchRenorm(_BatchNorm):
 
     def _limits(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """r_max and d_max after so many steps: 1 and 0 during the warm-up, then growing linearly."""
-        since = (steps - self.warmup).to(torch.float32)
-        shares = ((since / max(end - self.warmup, 1)).clamp(0, 1) for end in (self.r_steps, self.d_steps))
-        r_share, d_share = shares
-        return 1 + (self.r_max - 1) * r_share, self.d_max * d_share
+        since = (steps - self.warmup).to(torch.float32 if steps.device.type == "mps" else torch.float64)
+        ends = self.r_steps, self.d_steps
+        # Where nothing lies between, all of it comes at once.
+        shares = [((since + (end == self.warmup)) / max(end - self.warmup, 1)).clamp(0, 1) for end in ends]
+        return 1 + (self.r_max - 1) * shares[0], self.d_max * shares[1]
 
     def extra_repr(self) -> str:
         """The arguments, the limits and their schedule among them."""

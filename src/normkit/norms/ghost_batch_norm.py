@@ -91,8 +91,8 @@ def ghost_batch_norm(
 
 def check_ghost_size(ghost_size: int) -> None:
     """A sub-batch has one sample or more."""
-    if not isinstance(ghost_size, int) or ghost_size < 1:
-        raise ValueError(f"ghost_size counts the samples of a sub-batch, 1 or more, got {ghost_size!r}")
+    if ghost_size < 1:
+        raise ValueError(f"ghost_size counts the samples of a sub-batch, 1 or more, got {ghost_size}")
 
 
 def _by_ghosts(

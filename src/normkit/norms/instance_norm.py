@@ -65,8 +65,7 @@ def instance_norm(
         assert running_var is not None
         return kernels.channels_given(input, running_mean, running_var, weight, bias, eps, activation)
     y, stats = kernels.groups(input, input.shape[1], weight, bias, eps, activation)
-    tracked = running_mean is not None and running_var is not None and input.shape[0] > 0
-    if tracked and not recomputing():
+    if running_mean is not None and running_var is not None and input.shape[0] > 0 and not recomputing():
         update_running_(running_mean, running_var, stats.mean(1), values, momentum)
     return y
 

@@ -5,10 +5,13 @@ domain whose set of running statistics is meant, and whether batches are gathere
 A forward pass inside a backward pass is a recomputation (activation checkpointing): it moves nothing.
 """
 
+# What layers keep from their users is open to the accumulation that gathers from them.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,7 +103,7 @@ def check_momentum(
 
 
 @contextmanager
-def domain(name: str) -> Iterator[None]:
+def domain(name: str) -> Generator[None, None, None]:
     """Choose a set of running statistics: every domain has its own, the affine parameters are shared.
 
     Every batch norm inside trains and evaluates with the statistics of this domain. A set is made when a layer
@@ -126,8 +129,8 @@ def domain(name: str) -> Iterator[None]:
     >>> layer.domains, layer.num_batches_tracked.item()
     (('sketch',), 0)
     """
-    if not isinstance(name, str) or not name or "." in name:
-        raise ValueError(f"the name of a domain is a string, not empty and without a dot, got {name!r}")
+    if not name or "." in name:
+        raise ValueError(f"the name of a domain is not empty and has no dot, got {name!r}")
     outer, scope.domain = scope.domain, name
     scope.settle()
     try:
@@ -138,7 +141,7 @@ def domain(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def accumulate(model: torch.nn.Module) -> Iterator[None]:
+def accumulate(model: torch.nn.Module) -> Generator[None, None, None]:
     r"""Gather the batches of a gradient accumulation, and move running statistics once, at the end.
 
     They move towards the moments of all micro-batches together, merged exactly (`Moments.merge`), as if all
@@ -334,7 +337,7 @@ class Tracked(torch.nn.Module):
         """Merge what was gathered, domain by domain, and move once towards each."""
         pending = self._pending or []
         for name in dict.fromkeys(name for name, _, _ in pending):
-            batches = [moments for of, *batch in pending if of == name for moments in _moments(*batch)]
+            batches = [m for of, stats, count in pending if of == name for m in _moments(stats, count)]
             if self.tracking.guard:
                 batches = [self._guarded(batch) for batch in batches]
             merged = batches[0].merge(*batches[1:])
@@ -350,14 +353,17 @@ class Tracked(torch.nn.Module):
         self.num_batches_skipped += skip
         return Moments(*(t.masked_fill(skip, 0) for t in (batch.count, batch.mean, batch.m2)))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take in the domains that are there; a guard starts counting where the state knows none."""
         key = prefix + "running_mean@"
         for name in [k.removeprefix(key) for k in state_dict if k.startswith(key)]:
             if name not in self.domains and self.running_mean is not None:
                 self._make_domain(name)
-        if self.tracking.guard:  # weights of a layer without a guard are welcome
+        if self.tracking.guard:
             state_dict.setdefault(prefix + "num_batches_skipped", self.num_batches_skipped)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

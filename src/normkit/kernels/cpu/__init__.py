@@ -387,9 +387,12 @@ def update_running(
     `stats` (2 or more, K, C) and `count` (K) of int64, K batches that follow one another.
     """
     C = running_mean.shape[0]
-    sets, counts = (1, 0) if isinstance(count, int) else (count.numel(), count.data_ptr())
+    if isinstance(count, int):
+        sets, number, counts = 1, count, 0
+    else:
+        sets, number, counts = count.numel(), 0, count.data_ptr()
     _native.update_running(
-        C, sets, 0 if counts else count, counts, momentum or 0.0, momentum is None, stats.data_ptr(),
+        C, sets, number, counts, momentum or 0.0, momentum is None, stats.data_ptr(),
         running_mean.data_ptr(), running_var.data_ptr(), DTYPES[running_mean.dtype],
         _address(num_batches_tracked), _address(num_batches_skipped),
     )  # fmt: skip
