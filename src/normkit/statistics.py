@@ -202,7 +202,7 @@ def update_running_(
         num_batches_skipped: () int64. Where it is there, a batch whose mean or variance is not finite in the
             buffers' dtype changes nothing else and is counted here.
     """
-    if isinstance(count, int) and count < 2:
+    if not isinstance(count, Tensor) and count < 2:
         return
     if momentum is None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")

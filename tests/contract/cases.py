@@ -41,6 +41,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     centered: bool = True  # a constant input comes out as the bias
     feature_axis: int = 1  # its size is fixed by the layer
+    least_batch: int = 2  # that an exported program takes
     # (cache, dz, parameters) -> what error bounds refer to, for a cache that `_magnitudes` cannot read
     magnitudes: Callable[..., dict[str, np.ndarray]] | None = None
 
@@ -223,6 +224,76 @@ def _tanh(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _ghost(dim: int, size: int, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial((nk.GhostBatchNorm1d, nk.GhostBatchNorm2d, nk.GhostBatchNorm3d)[dim - 1], 6),
+        "forward": lambda x, weight, bias: reference.ghost_batch_norm(x, size, weight, bias),
+        "magnitudes": _ghost_magnitudes,
+        "options": {"ghost_size": size},
+        "least_batch": size + 1,
+        **kwargs,
+    }
+
+
+def _ghost_magnitudes(
+    cache: reference.Ghosts, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """Those of each sub-batch; sums over all of them where the parameters are shared."""
+    cuts = np.cumsum([len(part.xhat) for part in cache.parts])[:-1]
+    parts = [
+        _magnitudes(part, piece, parameters)
+        for part, piece in zip(cache.parts, np.split(dz, cuts), strict=True)
+    ]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("|y|", "|dx|")}
+    summed = {name: sum(part[name] for part in parts) for name in ("|dweight|", "|dbias|")}
+    return {**joined, **summed, "|gamma|": parts[0]["|gamma|"]}
+
+
+def _renorm(dim: int, **kwargs: Any) -> dict[str, Any]:
+    """At the end of its schedule, and so far from the running statistics that r and d stay at their limits.
+
+    There finite differences see them as the gradient does, as constants.
+    """
+    layer = (nk.BatchRenorm1d, nk.BatchRenorm2d, nk.BatchRenorm3d)[dim - 1]
+    mean, var, r_max, d_max = -2.0, 0.25, 1.1, 0.2
+
+    def make(**options: Any) -> nn.Module:
+        made = layer(6, r_max=r_max, d_max=d_max, warmup=0, r_steps=0, d_steps=0, **options)
+        made.running_mean.fill_(mean)
+        made.running_var.fill_(var)
+        return made
+
+    known = {"running_mean": np.full(6, mean), "running_var": np.full(6, var)}
+    return {
+        "ours": make,
+        "forward": partial(reference.batch_renorm, **known, r_max=r_max, d_max=d_max),
+        "magnitudes": _renorm_magnitudes,
+        "centered": False,
+        **kwargs,
+    }
+
+
+def _renorm_magnitudes(
+    cache: reference.Corrected, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """Those of batch norm with the weight γ r, and what d adds."""
+    gamma = np.ones(6) if cache.weight is None else cache.weight
+    inner = _magnitudes(cache.batch, dz, {"weight": gamma * cache.r, "bias": gamma * cache.d})
+    shape = [6 if axis == 1 else 1 for axis in range(dz.ndim)]
+    beta = 0.0 if cache.bias is None else np.abs(cache.bias).reshape(shape)
+    xhat = cache.r.reshape(shape) * np.abs(cache.batch.xhat) + np.abs(cache.d).reshape(shape)
+    return {**inner, "|y|": inner["|y|"] + beta, "|dweight|": np.abs(dz * xhat).sum()}
+
+
+def _by_running(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, reference.Cache]:
+    """By what a new layer's running statistics are."""
+    return reference.batch_norm_inference(x, np.zeros(6), np.ones(6), weight, bias)
+
+
+def _frozen(**kwargs: Any) -> nn.Module:
+    return nk.BatchNorm2d(6, **kwargs).freeze()
+
+
 CASES = (
     Case("batch1d", shape=(16, 6), **_bn(1)),
     Case("batch1d-sequence", shape=(5, 6, 7), **_bn(1)),
@@ -236,6 +307,32 @@ CASES = (
         Case(f"batch2d-{name}", shape=(4, 6, 5, 3), **_bn(2, activation=name))
         for name in nk.kernels.ACTIVATIONS
     ),
+    Case(
+        "batch2d-guarded",
+        shape=(4, 6, 5, 3),
+        **_bn(2, twin=None, options={"guard": "nonfinite", "momentum": None}),
+    ),
+    Case(
+        "batch2d-by-running",
+        shape=(4, 6, 5, 3),
+        **_bn(2, twin=None, forward=_by_running, centered=False, options={"training_statistics": "running"}),
+    ),
+    Case("batch2d-frozen", shape=(4, 6, 5, 3), ours=_frozen, forward=_by_running, centered=False),
+    Case("ghost1d", shape=(10, 6), **_ghost(1, 4)),
+    Case("ghost1d-sequence", shape=(4, 6, 7), **_ghost(1, 2)),
+    Case("ghost2d", shape=(5, 6, 5, 3), **_ghost(2, 2)),
+    Case("ghost2d-silu", shape=(5, 6, 5, 3), **_ghost(2, 3, activation="silu")),
+    Case("ghost3d", shape=(3, 6, 2, 3, 4), **_ghost(3, 2)),
+    Case(
+        "ghost2d-plain",
+        shape=(5, 6, 5, 3),
+        **_ghost(2, 3, options={"ghost_size": 3, "affine": False, "momentum": None}),
+    ),
+    Case("renorm1d", shape=(16, 6), **_renorm(1)),
+    Case("renorm2d", shape=(4, 6, 5, 3), **_renorm(2)),
+    Case("renorm2d-silu", shape=(4, 6, 5, 3), **_renorm(2, activation="silu")),
+    Case("renorm3d", shape=(3, 6, 2, 3, 4), **_renorm(3)),
+    Case("renorm2d-warm-up", shape=(4, 6, 5, 3), ours=partial(nk.BatchRenorm2d, 6), forward=_batch),
     Case("layer", shape=(4, 5, 12), **_ln(12)),
     Case("layer-two-axes", shape=(4, 3, 5, 4), **_ln(5, 4)),
     Case("layer-no-bias", shape=(4, 12), **_ln(12, options={"bias": False})),

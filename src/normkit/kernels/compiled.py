@@ -18,6 +18,7 @@ from torch._C import _has_storage, _len_torch_dispatch_stack  # pyright: ignore
 from torch.autograd.graph import increment_version
 
 from normkit.kernels import composed, cpu
+from normkit.kernels.recomputation import recomputing
 
 Kind = Literal["channels", "ghosts", "given", "groups", "filters", "layer", "rms"]
 
@@ -116,17 +117,41 @@ def update_running(
     num_batches_skipped: Tensor | None,
 ) -> None:
     """Move running statistics (C) towards stats (2 or more, C) or (2 or more, K, C), rounded once."""
+    arguments = (momentum, num_batches_tracked, num_batches_skipped)
+    if is_watched():
+        number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
+        return torch.ops.normkit.update_running(running_mean, running_var, stats, number, counts, *arguments)
     buffers = [
         b for b in (running_mean, running_var, num_batches_tracked, num_batches_skipped) if b is not None
     ]
-    counted = isinstance(count, int) or count.dim() == stats.dim() - 2
-    if is_watched() or not counted or not all(b.is_contiguous() for b in (*buffers, stats)):
-        update = composed.update_running
-    else:
-        update = cpu.update_running
-        count = count if isinstance(count, int) else count.to(torch.int64)
-        increment_version(buffers)  # autograd must see what happens in place
-    update(running_mean, running_var, stats, count, momentum, num_batches_tracked, num_batches_skipped)
+    counted = not isinstance(count, Tensor) or count.dim() == stats.dim() - 2
+    if not counted or not all(b.is_contiguous() for b in (*buffers, stats)):
+        return composed.update_running(running_mean, running_var, stats, count, *arguments)
+    count = count.to(torch.int64) if isinstance(count, Tensor) else count
+    cpu.update_running(running_mean, running_var, stats, count, *arguments)
+    increment_version(buffers)  # autograd must see what happened in place
+    return None
+
+
+@torch.library.custom_op(
+    "normkit::update_running",
+    mutates_args=("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped"),
+    device_types="cpu",
+    schema="(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor stats, SymInt count, Tensor? counts, "
+    "float? momentum, Tensor(c!)? num_batches_tracked, Tensor(d!)? num_batches_skipped) -> ()",
+)
+def _update_operator(
+    running_mean: Tensor,
+    running_var: Tensor,
+    stats: Tensor,
+    count: int,
+    counts: Tensor | None,
+    *arguments: Any,
+) -> None:
+    # What was traced is asked when it runs: a compiled layer may be recomputed inside a backward pass.
+    if not recomputing():
+        number = count if counts is None else counts
+        update_running(running_mean, running_var, stats, number, *arguments)
 
 
 def _normalize(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
+from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs, tracking
 from normkit.norms.tracing import one_node
 from normkit.norms.tracking import Running, Tracked, Tracking
@@ -84,7 +85,7 @@ def batch_norm(
         )
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
     y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
-    if running_mean is not None and running_var is not None and not tracking.recomputing():
+    if running_mean is not None and running_var is not None and not recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
 
@@ -204,14 +205,12 @@ class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ig
         prior: float | None,
     ) -> tuple[Tensor, Tensor, int | Tensor]:
         """Normalize by a blend, or by running statistics alone without a prior; and take the batch's."""
-        # Copies: autograd keeps them, and the running ones move on.
-        known_mean, known_var = running.mean.clone(), running.var.clone()
         samples = input.shape[0] if mask is None else mask.flatten(1).any(1).sum().to(torch.float32)
 
         def combine(
             mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
         ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-            known = known_mean.to(mean.dtype), known_var.to(var.dtype)
+            known = running.mean.to(mean.dtype), running.var.to(var.dtype)
             if prior is None:
                 return *known, weight, bias
             share = samples / (samples + prior)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
+from normkit.kernels.recomputation import recall, recomputing
 from normkit.norms import inputs, tracking
 from normkit.norms.batch_norm import _BatchNorm, _check, batch_norm  # pyright: ignore[reportPrivateUsage]
 from normkit.norms.tracing import one_node
@@ -84,10 +85,9 @@ def batch_renorm(
     inputs.check_residual(residual, input)
     mask = inputs.expand_mask(mask, input)
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
-    y, stats, count = _corrected(
-        input, running_mean, running_var, weight, bias, eps, r_max, d_max, activation, residual, mask
-    )
-    if not tracking.recomputing():
+    known = recall(running_mean), recall(running_var)
+    y, stats, count = _corrected(input, *known, weight, bias, eps, r_max, d_max, activation, residual, mask)
+    if not recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
 
@@ -114,17 +114,16 @@ def _corrected(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Output, the batch's statistics, count."""
-    # Copies: a second backward pass reads them after the running ones have moved.
-    known_mean, known_var = running_mean.clone(), running_var.clone()
 
     def combine(
         mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            deviation = (known_var.to(var.dtype) + eps).sqrt()
+            deviation = (running_var.to(var.dtype) + eps).sqrt()
             r = ((var + eps).sqrt() / deviation).clamp(1 / r_max, r_max)
-            d = ((mean - known_mean) / deviation).clamp(-d_max, d_max)
+            d = ((mean - running_mean) / deviation).clamp(-d_max, d_max)
         if weight is not None:
+            weight = weight.to(r.dtype)  # once, so that its gradient is rounded once
             r, d = weight * r, weight * d
         return mean, var, r, d if bias is None else bias + d
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normkit import kernels
+from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs, tracking
 from normkit.norms.batch_norm import _BatchNorm, _check, batch_norm  # pyright: ignore[reportPrivateUsage]
 from normkit.norms.tracing import one_node
@@ -63,7 +64,8 @@ def ghost_batch_norm(
 
     Raises:
         ValueError: as `batch_norm`, and a sub-batch with one value per channel. Programs that are traced
-            (torch.compile, torch.export) do not look for the latter: its value comes out as the bias.
+            (torch.compile, torch.export) do not look for the latter: its value comes out as the bias. A program
+            that was exported in training takes two sub-batches or more.
 
     Hoffer, Hubara and Soudry, "Train longer, generalize better: closing the generalization gap in large batch
     training of neural networks", 2017.
@@ -84,7 +86,7 @@ def ghost_batch_norm(
     mask = inputs.expand_mask(mask, input)
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
     y, stats, counts = _by_ghosts(input, ghost_size, weight, bias, eps, activation, residual, mask)
-    if running_mean is not None and running_var is not None and not tracking.recomputing():
+    if running_mean is not None and running_var is not None and not recomputing():
         update_running_(running_mean, running_var, stats, counts, momentum, num_batches_tracked)
     return y
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
+from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs
 from normkit.norms.tracing import one_node
-from normkit.norms.tracking import recomputing
 from normkit.statistics import update_running_
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import unknown
+from normkit.kernels.recomputation import recall, recomputing
 from normkit.statistics import Moments, update_running_
 
 if TYPE_CHECKING:
@@ -83,15 +84,6 @@ class _Scope(threading.local):
 
 
 scope = _Scope()
-
-
-def recomputing() -> bool:
-    """Whether this forward pass runs inside a backward pass, for activations that were not kept.
-
-    Also a forward pass of its own accord that a backward hook makes; nothing tells the two apart. What a
-    compiler traces decides nothing here.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # pyright: ignore
 
 
 def check_momentum(
@@ -293,13 +285,11 @@ class Tracked(torch.nn.Module):
 
         Where it does both, its recomputation must find what it found, and not what it left: that is kept.
         """
+        now = self._running(scope.domain)
         if not moves or "previous_running_mean" not in self._buffers:
-            return self._running(scope.domain)
-        previous = Running(*(getattr(self, f"previous_{name}") for name in _BUFFERS))
-        if not recomputing():
-            for kept, now in zip(previous, self._running(scope.domain), strict=True):
-                kept.copy_(now)
-        return previous
+            return now
+        kept = (getattr(self, f"previous_{name}") for name in _BUFFERS)
+        return Running(*map(recall, now, kept))
 
     def _fresh(self) -> Running:
         assert self.running_mean is not None
