@@ -24,10 +24,16 @@ from normkit.kernels.composed import Combine
 try:
     from normkit.kernels import combined as _engine
     from normkit.kernels import compiled
+    from normkit.kernels import renorm as _renorm
 except ImportError as failure:  # installed without a compiler
     if "NORMKIT_ISA" in str(failure):
         raise
-    compiled, _engine, _missing = None, None, f"the compiled extension is not there ({failure})"
+    compiled, _engine, _renorm, _missing = (
+        None,
+        None,
+        None,
+        f"the compiled extension is not there ({failure})",
+    )
 else:
     _missing = None
 
@@ -206,6 +212,35 @@ def shifted(y: Tensor, shift: Tensor, mask: Tensor | None = None) -> Tensor:
     else:
         y = y.add_(shift)
     return y if mask is None else y.masked_fill(~mask.unsqueeze(1), 0)
+
+
+def renorm(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float | Tensor,
+    d_max: float | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
+    fused = _choose(x, weight, bias, residual=residual) is compiled and is_plain(x)
+    if _renorm is None or not fused or isinstance(r_max, Tensor) or isinstance(d_max, Tensor):
+        return composed.renorm(
+            x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
+        )
+    return _renorm.renorm(
+        x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
+    )
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is a tensor of the compiled kernels that nobody traces: numbers on its device are there to be read."""
+    return compiled is not None and _against(x, compiled) is None and not compiled.is_watched()
 
 
 def update_running(

@@ -12,6 +12,7 @@ neither 1e30 nor 1e-30 leaves the range.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +178,36 @@ def combined(
     return y.to(x.dtype), torch.stack((mean, var)).detach(), count
 
 
+def renorm(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float | Tensor,
+    d_max: float | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch renorm of x (N, C, *) towards known statistics (C): y; mean and biased variance in rows (2, C); count."""
+
+    def combine(
+        mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        deviation = (known_var.to(var.dtype) + eps).sqrt()
+        r = _clip((var.detach() + eps).sqrt() / deviation, 1 / r_max, r_max)
+        d = _clip((mean.detach() - known_mean) / deviation, -d_max, d_max)
+        if weight is not None:
+            weight = weight.to(r.dtype)  # once, so that its gradient is rounded once
+            r, d = weight * r, weight * d
+        return mean, var, r, d if bias is None else bias + d
+
+    affine = [p for p in (weight, bias) if p is not None]
+    return combined(x, combine, affine, eps, False, activation, residual, mask)
+
+
 @torch.no_grad()
 def update_running(
     running_mean: Tensor,
@@ -307,6 +338,11 @@ def _mean(x: Tensor, dims: list[int], count: int | Tensor) -> Tensor:
     exact = x.dtype if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     total = x.sum(dims, keepdim=True, dtype=exact)
     return total / (count.clamp(min=1) if isinstance(count, Tensor) else torch.sym_max(count, 1))
+
+
+def _clip(x: Tensor, low: Any, high: Any) -> Tensor:
+    """x in [low, high], which are numbers or tensors ()."""
+    return x.clamp(low, high)
 
 
 def _largest(x: Tensor, dims: list[int]) -> Tensor:

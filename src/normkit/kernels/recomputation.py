@@ -26,10 +26,9 @@ def recall(now: Tensor, kept: Tensor | None = None) -> Tensor:
     return _recall(now, kept)
 
 
-@torch.no_grad()
 def _recall(now: Tensor, kept: Tensor | None) -> Tensor:
     if kept is None:
-        return now.clone()
+        return now.detach().clone()
     if not recomputing():
         kept.copy_(now)
     return kept.clone()

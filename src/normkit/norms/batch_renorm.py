@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -86,7 +86,9 @@ def batch_renorm(
     mask = inputs.expand_mask(mask, input)
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
     known = recall(running_mean), recall(running_var)
-    y, stats, count = _corrected(input, *known, weight, bias, eps, r_max, d_max, activation, residual, mask)
+    y, stats, count = kernels.renorm(
+        input, *known, r_max, d_max, weight, bias, eps, activation, residual, mask
+    )
     if not recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
@@ -98,37 +100,6 @@ def check_limits(r_max: float | Tensor, d_max: float | Tensor) -> None:
         raise ValueError(f"r lies in [1 / r_max, r_max], so r_max must be 1 or more, got {r_max}")
     if not isinstance(d_max, Tensor) and not d_max >= 0:
         raise ValueError(f"d lies in [-d_max, d_max], so d_max must not be negative, got {d_max}")
-
-
-def _corrected(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    r_max: Any,
-    d_max: Any,
-    activation: str | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, int | Tensor]:
-    """Output, the batch's statistics, count."""
-
-    def combine(
-        mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.no_grad():
-            deviation = (running_var.to(var.dtype) + eps).sqrt()
-            r = ((var + eps).sqrt() / deviation).clamp(1 / r_max, r_max)
-            d = ((mean - running_mean) / deviation).clamp(-d_max, d_max)
-        if weight is not None:
-            weight = weight.to(r.dtype)  # once, so that its gradient is rounded once
-            r, d = weight * r, weight * d
-        return mean, var, r, d if bias is None else bias + d
-
-    affine = [p for p in (weight, bias) if p is not None]
-    return kernels.combined(x, combine, affine, eps, activation=activation, residual=residual, mask=mask)
 
 
 class _BatchRenorm(_BatchNorm):
@@ -190,19 +161,27 @@ class _BatchRenorm(_BatchNorm):
         if not self.training:
             return super()._by_batch(input, running, residual, mask)
         assert running is not None
-        r_max, d_max = self._limits(running.num_batches_tracked)
-        return _corrected(
-            input, running.mean, running.var, self.weight, self.bias, self.eps, r_max, d_max, self.activation,
+        steps = running.num_batches_tracked
+        # Where a number costs nothing to read, the kernels take it as one.
+        r_max, d_max = self._limits(int(steps) if kernels.is_plain(input) else steps)
+        if isinstance(r_max, float) and (r_max, d_max) == (1, 0):
+            return super()._by_batch(input, running, residual, mask)
+        return kernels.renorm(
+            input, running.mean, running.var, r_max, d_max, self.weight, self.bias, self.eps, self.activation,
             residual, mask,
         )  # fmt: skip
 
-    def _limits(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def _limits(self, steps: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
         """r_max and d_max after so many steps: 1 and 0 during the warm-up, then growing linearly."""
-        since = (steps - self.warmup).to(torch.float32 if steps.device.type == "mps" else torch.float64)
-        ends = self.r_steps, self.d_steps
-        # Where nothing lies between, all of it comes at once.
-        shares = [((since + (end == self.warmup)) / max(end - self.warmup, 1)).clamp(0, 1) for end in ends]
-        return 1 + (self.r_max - 1) * shares[0], self.d_max * shares[1]
+        r_share, d_share = self._share(steps, self.r_steps), self._share(steps, self.d_steps)
+        return 1 + (self.r_max - 1) * r_share, self.d_max * d_share
+
+    def _share(self, steps: int | Tensor, end: int) -> float | Tensor:
+        """The share of the way from the end of the warm-up, at most 1; all at once where nothing lies between."""
+        since, way = steps - self.warmup + (end == self.warmup), max(end - self.warmup, 1)
+        if isinstance(since, int):
+            return min(max(since / way, 0.0), 1.0)
+        return (since.to(torch.float32 if since.device.type == "mps" else torch.float64) / way).clamp(0, 1)
 
     def extra_repr(self) -> str:
         """The arguments, the limits and their schedule among them."""

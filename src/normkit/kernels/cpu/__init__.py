@@ -332,6 +332,35 @@ def ghosts_backward(
     return dx, dweight, dbias, dresidual
 
 
+def renorm_forward(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float,
+    d_max: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch renorm towards known statistics (C) of one dtype: y, the statistics (3, C), what they led to (4, C).
+
+    That is, in float64: r, d, and the weight r and the bias + weight d with which channels_backward takes y back.
+    """
+    N, C, S, last = _sizes(x)
+    y = _output(x)
+    stats, corrected = torch.empty((7, C), dtype=torch.float64).split((3, 4))
+    _native.renorm_forward(
+        N, C, S, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
+        known_mean.data_ptr(), known_var.data_ptr(), DTYPES[known_mean.dtype], r_max, d_max, stats.data_ptr(),
+        corrected.data_ptr(),
+    )  # fmt: skip
+    return y, stats, corrected
+
+
 def rows_forward(
     x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:

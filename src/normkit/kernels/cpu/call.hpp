@@ -56,6 +56,11 @@ struct Call {
     Parameter mean, var;
     const double* tail;
 
+    // Batch renorm, where corrected is not null: moments lead to weight and bias by way of known statistics (C).
+    Parameter known_mean, known_var;
+    double r_max, d_max;
+    double* corrected;  // (4, C): r, d, weight r, bias + weight d
+
     void *y, *dx, *dresidual;
     double* stats;             // (3, G): mean, biased variance, tail of the mean
     double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums, if not null

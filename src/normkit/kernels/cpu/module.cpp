@@ -167,6 +167,21 @@ void ghosts_backward(int64_t N, int64_t C, int64_t S, int64_t together, int dtyp
     run(kernels().groups_backward, call, N * C * S);
 }
 
+void renorm_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int activation, double eps,
+                    Address x, Address y, Address weight, Address bias, int parameter_dtype, Address residual,
+                    Address mask, Address known_mean, Address known_var, int known_dtype, double r_max, double d_max,
+                    Address stats, Address corrected) {
+    Call call = sets(N, C, S, false);
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.y = at<void>(y), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    call.known_mean = parameter(known_mean, known_dtype), call.known_var = parameter(known_var, known_dtype);
+    call.r_max = r_max, call.d_max = d_max;
+    call.stats = at<double>(stats), call.corrected = at<double>(corrected);
+    run(kernels().channels_forward, call, N * C * S);
+}
+
 void rows_forward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address y, Address weight,
                   Address bias, int parameter_dtype, Address stats) {
     RowsCall call{};
@@ -245,6 +260,9 @@ NB_MODULE(_native, m) {
     m.def("ghosts_backward", ghosts_backward, "N"_a, "C"_a, "S"_a, "together"_a, "dtype"_a, "channels_last"_a,
           "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a,
           "stats"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a);
+    m.def("renorm_forward", renorm_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "activation"_a,
+          "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a, "known_mean"_a,
+          "known_var"_a, "known_dtype"_a, "r_max"_a, "d_max"_a, "stats"_a, "corrected"_a);
     m.def("rows_forward", rows_forward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
           "bias"_a, "parameter_dtype"_a, "stats"_a);
     m.def("rows_backward", rows_backward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a,

@@ -40,16 +40,18 @@ void update_running(const RunningCall& call) {
         const int64_t batches = call.batches ? ++*call.batches : 1;
         factors[set] = call.cumulative ? 1 / double(batches) : call.momentum;
     }
-    const auto move = [&](const Parameter& running, int64_t c, const double* batch, const auto& scale) {
-        double now = value(running, c, 0);
-        for (int64_t set = 0; set < call.sets; ++set)
-            if (factors[set] != 0) now += factors[set] * (batch[set * call.C + c] * scale(set) - now);
-        assign(running, c, now);
+    std::vector<double> now(call.C);
+    const auto move = [&](const Parameter& running, const double* batches, const auto& scale) {
+        for (int64_t c = 0; c < call.C; ++c) now[c] = value(running, c, 0);
+        for (int64_t set = 0; set < call.sets; ++set) {
+            if (factors[set] == 0) continue;
+            const double factor = factors[set], by = scale(set), *batch = batches + set * call.C;
+            for (int64_t c = 0; c < call.C; ++c) now[c] += factor * (batch[c] * by - now[c]);
+        }
+        for (int64_t c = 0; c < call.C; ++c) assign(running, c, now[c]);
     };
-    for (int64_t c = 0; c < call.C; ++c) {
-        move(call.mean, c, means, [](int64_t) { return 1.0; });
-        move(call.var, c, vars, unbiased);
-    }
+    move(call.mean, means, [](int64_t) { return 1.0; });
+    move(call.var, vars, unbiased);
 }
 
 }  // namespace normkit::NORMKIT_ISA
