@@ -5,9 +5,11 @@ from normkit.norms.adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatch
 from normkit.norms.batch_instance_norm import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
 from normkit.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.norms.batch_norm_lstm import BatchNormLSTM, BatchNormLSTMCell
+from normkit.norms.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.norms.conditional import Conditional
 from normkit.norms.dynamic_tanh import DynamicTanh
 from normkit.norms.filter_response_norm import FilterResponseNorm
+from normkit.norms.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from normkit.norms.group_norm import GroupNorm
 from normkit.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normkit.norms.layer_norm import LayerNorm
@@ -15,6 +17,7 @@ from normkit.norms.recurrent_batch_norm import RecurrentBatchNorm
 from normkit.norms.rms_norm import RMSNorm
 from normkit.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from normkit.norms.sync_batch_norm import SyncBatchNorm
+from normkit.norms.tracking import accumulate, domain
 from normkit.norms.virtual_batch_norm import (
     VirtualBatchNorm1d,
     VirtualBatchNorm2d,
@@ -41,9 +44,15 @@ __all__ = [
     "BatchNorm3d",
     "BatchNormLSTM",
     "BatchNormLSTMCell",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "Conditional",
     "DynamicTanh",
     "FilterResponseNorm",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -59,7 +68,9 @@ __all__ = [
     "VirtualBatchNorm1d",
     "VirtualBatchNorm2d",
     "VirtualBatchNorm3d",
+    "accumulate",
     "desynchronize",
+    "domain",
     "functional",
     "initialize_from_data",
     "kernels",

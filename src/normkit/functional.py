@@ -3,8 +3,10 @@
 from normkit.norms.adaptive_batch_norm import adaptive_batch_norm
 from normkit.norms.batch_instance_norm import batch_instance_norm
 from normkit.norms.batch_norm import batch_norm
+from normkit.norms.batch_renorm import batch_renorm
 from normkit.norms.dynamic_tanh import dynamic_tanh
 from normkit.norms.filter_response_norm import filter_response_norm
+from normkit.norms.ghost_batch_norm import ghost_batch_norm
 from normkit.norms.group_norm import group_norm
 from normkit.norms.instance_norm import instance_norm
 from normkit.norms.layer_norm import layer_norm
@@ -20,8 +22,10 @@ __all__ = [
     "adaptive_batch_norm",
     "batch_instance_norm",
     "batch_norm",
+    "batch_renorm",
     "dynamic_tanh",
     "filter_response_norm",
+    "ghost_batch_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",

@@ -182,6 +182,7 @@ def update_running_(
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None = None,
+    num_batches_skipped: Tensor | None = None,
 ) -> None:
     r"""Move running statistics towards those of a batch, in place: the only way to do it.
 
@@ -191,18 +192,23 @@ def update_running_(
     A batch of fewer than two values has no variance: it changes nothing and is not counted.
 
     Args:
-        running_mean: (C), any floating dtype; changed in place, as are the next and the last.
+        running_mean: (C), any floating dtype; changed in place, as are the next and the last two.
         running_var: (C), holds the unbiased variance.
-        stats: of the batch, its first rows mean and biased variance (C), in float64 where there is float64.
-        count: values per channel; a tensor where a mask decided it.
+        stats: of the batch, its first rows mean and biased variance (C), in float64 where there is float64; or
+            of K batches that follow one another, (K, C).
+        count: values per channel; a tensor where a mask decided it; int64 (K) for K batches.
         momentum: weight of the batch, None for the cumulative average.
         num_batches_tracked: () int64, needed where momentum is None.
+        num_batches_skipped: () int64. Where it is there, a batch whose mean or variance is not finite in the
+            buffers' dtype changes nothing else and is counted here.
     """
     if not isinstance(count, Tensor) and count < 2:
         return
     if momentum is None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
-    kernels.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
+    kernels.update_running(
+        running_mean, running_var, stats, count, momentum, num_batches_tracked, num_batches_skipped
+    )
 
 
 def _rows(batch: Moments) -> Tensor:

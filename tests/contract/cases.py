@@ -45,6 +45,7 @@ class Case:
     centered: bool = True  # a constant input comes out as the bias
     feature_axis: int = 1  # its size is fixed by the layer
     span: dict[str, tuple[float, float]] = field(default_factory=dict)  # of parameters, where not [0.5, 1.5]
+    least_batch: int = 2  # that an exported program takes
     # (cache, dz, parameters) -> what error bounds refer to, for a cache that `magnitudes.of_norm` cannot read
     magnitudes: Callable[..., dict[str, np.ndarray]] | None = None
 
@@ -191,6 +192,17 @@ def _bin(dim: int, **kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _ghost(dim: int, size: int, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "ours": partial((nk.GhostBatchNorm1d, nk.GhostBatchNorm2d, nk.GhostBatchNorm3d)[dim - 1], 6),
+        "forward": lambda x, weight, bias: reference.ghost_batch_norm(x, size, weight, bias),
+        "magnitudes": _ghost_magnitudes,
+        "options": {"ghost_size": size},
+        "least_batch": size + 1,
+        **kwargs,
+    }
+
+
 def _abn(dim: int, **kwargs: Any) -> dict[str, Any]:
     ours = (nk.AdaptiveBatchNorm1d, nk.AdaptiveBatchNorm2d, nk.AdaptiveBatchNorm3d)[dim - 1]
     return {"ours": partial(ours, 6), "forward": _batch, **kwargs}
@@ -224,10 +236,48 @@ def _vbn(dim: int, **kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _ghost_magnitudes(
+    cache: reference.Ghosts, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """Those of each sub-batch; sums over all of them where the parameters are shared."""
+    cuts = np.cumsum([len(part.xhat) for part in cache.parts])[:-1]
+    parts = [
+        magnitudes.of_norm(part, piece, parameters)
+        for part, piece in zip(cache.parts, np.split(dz, cuts), strict=True)
+    ]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("|y|", "|dx|")}
+    summed = {name: sum(part[name] for part in parts) for name in ("|dweight|", "|dbias|")}
+    return {**joined, **summed, "|far y|": parts[0]["|far y|"]}
+
+
+def _renorm(dim: int, **kwargs: Any) -> dict[str, Any]:
+    """At the end of its schedule, and so far from the running statistics that r and d stay at their limits.
+
+    There finite differences see them as the gradient does, as constants.
+    """
+    layer = (nk.BatchRenorm1d, nk.BatchRenorm2d, nk.BatchRenorm3d)[dim - 1]
+    mean, var, r_max, d_max = -2.0, 0.25, 1.1, 0.2
+
+    def make(**options: Any) -> nn.Module:
+        made = layer(6, r_max=r_max, d_max=d_max, warmup=0, r_steps=0, d_steps=0, **options)
+        made.running_mean.fill_(mean)
+        made.running_var.fill_(var)
+        return made
+
+    known = {"running_mean": np.full(6, mean), "running_var": np.full(6, var)}
+    return {
+        "ours": make,
+        "forward": partial(reference.batch_renorm, **known, r_max=r_max, d_max=d_max),
+        "magnitudes": _renorm_magnitudes,
+        "centered": False,
+        **kwargs,
+    }
+
+
 class _Labelled(nk.Conditional):
     """The class of a sample is its place in the batch, modulo three."""
 
-    def __init__(self, norm: Callable[..., nn.Module], **kwargs: Any) -> None:
+    def __init__(self, norm: Callable[..., Any], **kwargs: Any) -> None:
         super().__init__(norm(**kwargs), 3, **kwargs)
 
     @one_node
@@ -272,6 +322,27 @@ def _conditional(norm: Callable[..., nn.Module], forward: Callable[..., Any]) ->
     }
 
 
+def _renorm_magnitudes(
+    cache: reference.Corrected, dz: np.ndarray, parameters: dict[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """Those of batch norm with the weight γ r, and what d adds."""
+    gamma = np.ones(6) if cache.weight is None else cache.weight
+    inner = magnitudes.of_norm(cache.batch, dz, {"weight": gamma * cache.r, "bias": gamma * cache.d})
+    shape = [6 if axis == 1 else 1 for axis in range(dz.ndim)]
+    beta = 0.0 if cache.bias is None else np.abs(cache.bias).reshape(shape)
+    xhat = cache.r.reshape(shape) * np.abs(cache.batch.xhat) + np.abs(cache.d).reshape(shape)
+    return {**inner, "|y|": inner["|y|"] + beta, "|dweight|": np.abs(dz * xhat).sum()}
+
+
+def _by_running(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, reference.Cache]:
+    """By what a new layer's running statistics are."""
+    return reference.batch_norm_inference(x, np.zeros(6), np.ones(6), weight, bias)
+
+
+def _frozen(**kwargs: Any) -> nn.Module:
+    return nk.BatchNorm2d(6, **kwargs).freeze()
+
+
 CASES = (
     Case("batch1d", shape=(16, 6), **_bn(1)),
     Case("batch1d-sequence", shape=(5, 6, 7), **_bn(1)),
@@ -293,6 +364,32 @@ CASES = (
         forward=_batch,
         base=nn.modules.batchnorm._BatchNorm,  # DistributedDataParallel refuses nn.SyncBatchNorm on the CPU
     ),
+    Case(
+        "batch2d-guarded",
+        shape=(4, 6, 5, 3),
+        **_bn(2, twin=None, options={"guard": "nonfinite", "momentum": None}),
+    ),
+    Case(
+        "batch2d-by-running",
+        shape=(4, 6, 5, 3),
+        **_bn(2, twin=None, forward=_by_running, centered=False, options={"training_statistics": "running"}),
+    ),
+    Case("batch2d-frozen", shape=(4, 6, 5, 3), ours=_frozen, forward=_by_running, centered=False),
+    Case("ghost1d", shape=(10, 6), **_ghost(1, 4)),
+    Case("ghost1d-sequence", shape=(4, 6, 7), **_ghost(1, 2)),
+    Case("ghost2d", shape=(5, 6, 5, 3), **_ghost(2, 2)),
+    Case("ghost2d-silu", shape=(5, 6, 5, 3), **_ghost(2, 3, activation="silu")),
+    Case("ghost3d", shape=(3, 6, 2, 3, 4), **_ghost(3, 2)),
+    Case(
+        "ghost2d-plain",
+        shape=(5, 6, 5, 3),
+        **_ghost(2, 3, options={"ghost_size": 3, "affine": False, "momentum": None}),
+    ),
+    Case("renorm1d", shape=(16, 6), **_renorm(1)),
+    Case("renorm2d", shape=(4, 6, 5, 3), **_renorm(2)),
+    Case("renorm2d-silu", shape=(4, 6, 5, 3), **_renorm(2, activation="silu")),
+    Case("renorm3d", shape=(3, 6, 2, 3, 4), **_renorm(3)),
+    Case("renorm2d-warm-up", shape=(4, 6, 5, 3), ours=partial(nk.BatchRenorm2d, 6), forward=_batch),
     Case("layer", shape=(4, 5, 12), **_ln(12)),
     Case("layer-two-axes", shape=(4, 3, 5, 4), **_ln(5, 4)),
     Case("layer-no-bias", shape=(4, 12), **_ln(12, options={"bias": False})),

@@ -105,4 +105,4 @@ def test_unknown_activation(case: Case) -> None:
     with pytest.raises(
         ValueError, match=r"unknown activation 'rellu': choose from relu.*; did you mean 'relu'"
     ):
-        case.ours(activation="rellu")
+        case.ours(**case.options, activation="rellu")

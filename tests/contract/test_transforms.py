@@ -58,7 +58,7 @@ def test_compile_generates_code(case: Case) -> None:
 def test_export(case: Case, training: bool) -> None:
     """With a batch size that stays open; running statistics are part of the exported program."""
     layer = case.make().train(training)
-    batch = torch.export.Dim("batch", min=2, max=64)
+    batch = torch.export.Dim("batch", min=case.least_batch, max=64)
     x = case.input()
     program = torch.export.export(copy.deepcopy(layer), (x,), dynamic_shapes=({0: batch},))
     exported = program.module()
@@ -74,7 +74,8 @@ def test_symbolic_trace_sees_one_node(case: Case) -> None:
     model = nn.Sequential(case.make(), nn.Identity())
     traced = torch.fx.symbolic_trace(model)
     assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
-    torch.testing.assert_close(traced(case.input()), model(case.input()), **CLOSE)
+    again = copy.deepcopy(model)  # what follows may move statistics
+    torch.testing.assert_close(traced(case.input()), again(case.input()), **CLOSE)
 
 
 @every_case

@@ -1,6 +1,6 @@
 """The way from a norm to the code that computes it: which backend runs, and why.
 
-A backend is a module with the same four functions: `compiled` on the kernels of `cpu`, and `composed` of
+A backend is a module with the same five functions: `compiled` on the kernels of `cpu`, and `composed` of
 torch operations, which runs everywhere. `NORMKIT_BACKEND=composed`, set before the import, leaves the choice
 at that.
 """
@@ -24,10 +24,16 @@ from normkit.kernels.composed import Combine
 try:
     from normkit.kernels import combined as _engine
     from normkit.kernels import compiled
+    from normkit.kernels import renorm as _renorm
 except ImportError as failure:  # installed without a compiler
     if "NORMKIT_ISA" in str(failure):
         raise
-    compiled, _engine, _missing = None, None, f"the compiled extension is not there ({failure})"
+    compiled, _engine, _renorm, _missing = (
+        None,
+        None,
+        None,
+        f"the compiled extension is not there ({failure})",
+    )
 else:
     _missing = None
 
@@ -108,6 +114,22 @@ def channels(
     """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance as rows of C; count."""
     return _choose(x, weight, bias, residual=residual).channels(
         x, weight, bias, eps, activation, residual, mask
+    )
+
+
+def ghosts(
+    x: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `size` samples of x, the last one maybe smaller: y; its moments (rows, runs, C)."""
+    return _choose(x, weight, bias, residual=residual).ghosts(
+        x, size, weight, bias, eps, activation, residual, mask
     )
 
 
@@ -192,6 +214,35 @@ def shifted(y: Tensor, shift: Tensor, mask: Tensor | None = None) -> Tensor:
     return y if mask is None else y.masked_fill(~mask.unsqueeze(1), 0)
 
 
+def renorm(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float | Tensor,
+    d_max: float | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
+    fused = is_plain(x) and _choose(x, weight, bias, residual=residual) is not composed
+    if _renorm is None or not fused or isinstance(r_max, Tensor) or isinstance(d_max, Tensor):
+        return composed.renorm(
+            x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
+        )
+    return _renorm.renorm(
+        x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
+    )
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is a tensor of the compiled kernels that nobody traces: numbers on its device are there to be read."""
+    return compiled is not None and _against(x, compiled) is None and not compiled.is_watched()
+
+
 def update_running(
     running_mean: Tensor,
     running_var: Tensor,
@@ -199,7 +250,10 @@ def update_running(
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None = None,
 ) -> None:
-    """Move running statistics (C) in place towards the rows of stats: mean and biased variance of a batch."""
+    """Move running statistics (C) in place towards the rows of stats; see `statistics.update_running_`."""
     backend = composed if running_var.dtype != running_mean.dtype else _choose(running_mean)
-    backend.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
+    backend.update_running(
+        running_mean, running_var, stats, count, momentum, num_batches_tracked, num_batches_skipped
+    )

@@ -1,4 +1,4 @@
-"""The four functions of a backend on compiled kernels: autograd around the primitives of `cpu`.
+"""The five functions of a backend on compiled kernels: autograd around the primitives of `cpu`.
 
 Two ways lead to the same primitives. Plain tensors take an autograd function, the cheapest call there is.
 Where somebody watches the dispatcher (torch.compile, torch.export, a dispatch mode) they take the custom
@@ -18,8 +18,9 @@ from torch._C import _has_storage, _len_torch_dispatch_stack  # pyright: ignore
 from torch.autograd.graph import increment_version
 
 from normkit.kernels import composed, cpu
+from normkit.kernels.recomputation import recomputing
 
-Kind = Literal["channels", "given", "groups", "filters", "layer", "rms"]
+Kind = Literal["channels", "ghosts", "given", "groups", "filters", "layer", "rms"]
 
 
 def channels(
@@ -47,6 +48,22 @@ def channels(
         activation,
     )
     return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
+
+
+def ghosts(
+    x: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `size` samples of x: y; mean and biased variance in rows (3, runs, C)."""
+    x, weight, bias = native(x), _dense(weight), _dense(bias)
+    residual, mask = None if residual is None else like(residual, x), _dense(mask)
+    return _normalize("ghosts", x, weight, bias, residual, mask, None, None, size, eps, activation)
 
 
 def channels_given(
@@ -97,14 +114,44 @@ def update_running(
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
 ) -> None:
-    """Move running statistics (C) towards stats (3, C), in float64 and rounded once."""
-    buffers = (running_mean, running_var, num_batches_tracked)
-    if is_watched() or isinstance(count, Tensor) or not all(b is None or b.is_contiguous() for b in buffers):
-        return composed.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
-    cpu.update_running(running_mean, running_var, stats, count, momentum, num_batches_tracked)
-    increment_version([b for b in buffers if b is not None])  # autograd must see what happened in place
+    """Move running statistics (C) towards stats (2 or more, C) or (2 or more, K, C), rounded once."""
+    arguments = (momentum, num_batches_tracked, num_batches_skipped)
+    if is_watched():
+        number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
+        return torch.ops.normkit.update_running(running_mean, running_var, stats, number, counts, *arguments)
+    buffers = [
+        b for b in (running_mean, running_var, num_batches_tracked, num_batches_skipped) if b is not None
+    ]
+    counted = not isinstance(count, Tensor) or count.dim() == stats.dim() - 2
+    if not counted or not all(b.is_contiguous() for b in (*buffers, stats)):
+        return composed.update_running(running_mean, running_var, stats, count, *arguments)
+    count = count.to(torch.int64) if isinstance(count, Tensor) else count
+    cpu.update_running(running_mean, running_var, stats, count, *arguments)
+    increment_version(buffers)  # autograd must see what happened in place
     return None
+
+
+@torch.library.custom_op(
+    "normkit::update_running",
+    mutates_args=("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped"),
+    device_types="cpu",
+    schema="(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor stats, SymInt count, Tensor? counts, "
+    "float? momentum, Tensor(c!)? num_batches_tracked, Tensor(d!)? num_batches_skipped) -> ()",
+)
+def _update_operator(
+    running_mean: Tensor,
+    running_var: Tensor,
+    stats: Tensor,
+    count: int,
+    counts: Tensor | None,
+    *arguments: Any,
+) -> None:
+    # What was traced is asked when it runs: a compiled layer may be recomputed inside a backward pass.
+    if not recomputing():
+        number = count if counts is None else counts
+        update_running(running_mean, running_var, stats, number, *arguments)
 
 
 def _normalize(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -139,7 +186,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output and the statistics (3, sets), empty where they were given.
 
-    `size` is the number of groups, or of axes in a row.
+    `size` is the number of groups, of axes in a row, or of samples that share statistics.
     """
     code = cpu.ACTIVATIONS[activation]
     if kind == "channels":
@@ -150,6 +197,8 @@ def _forward(
         assert var is not None
         y = cpu.channels_normalize(x, mean, var, weight, bias, eps, code, residual, mask)
         return y, x.new_empty(0)
+    if kind == "ghosts":
+        return cpu.ghosts_forward(x, size, weight, bias, eps, code, residual, mask)
     if kind in ("groups", "filters"):
         return cpu.groups_forward(x, size, weight, bias, eps, code, kind == "groups")
     return cpu.rows_forward(x, _row(x, size), weight, bias, eps, kind == "layer")
@@ -178,6 +227,8 @@ def _backward(
         assert mean is not None
         assert var is not None
         return cpu.channels_backward_evaluation(x, dy, mean, var, weight, bias, eps, code, residual, mask)
+    if kind == "ghosts":
+        return cpu.ghosts_backward(x, dy, stats, size, weight, bias, eps, code, residual, mask)
     if kind in ("groups", "filters"):
         return *cpu.groups_backward(x, dy, stats, weight, bias, eps, code, kind == "groups"), None
     return *cpu.rows_backward(x, dy, stats, weight, bias, eps, kind == "layer"), None
@@ -203,6 +254,8 @@ def _composed(
         assert mean is not None
         assert var is not None
         return composed.channels_given(x, mean, var, weight, bias, eps, activation, residual, mask)
+    if kind == "ghosts":
+        return composed.ghosts(x, size, weight, bias, eps, activation, residual, mask)[0]
     if kind in ("groups", "filters"):
         return composed.groups(x, size, weight, bias, eps, activation, kind == "groups")[0]
     return composed.rows(x, size, weight, bias, eps, kind == "layer")
@@ -282,6 +335,8 @@ def _(kind: Kind, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     sets: dict[Kind, list[int]] = {"channels": [3, x.shape[1]], "given": [0]} if x.dim() > 1 else {}
     if kind in ("groups", "filters"):
         shape = [3, x.shape[0], size]
+    elif kind == "ghosts":
+        shape = [3, (x.shape[0] + size - 1) // size, x.shape[1]]
     elif kind in sets:
         shape = sets[kind]
     else:

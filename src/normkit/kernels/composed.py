@@ -12,6 +12,7 @@ neither 1e30 nor 1e-30 leaves the range.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,38 @@ def channels_given(
     shape = _per_channel(x)
     xhat = given(_wide(x), mean.view(shape), var.view(shape), eps, mask)
     return affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask).to(x.dtype)
+
+
+def ghosts(
+    x: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `size` samples of x: y; mean and biased variance in rows (2, runs, C)."""
+    samples, spatial = x.shape[0], [1] * (x.dim() - 2)
+    missing = -samples % size
+
+    def cut(t: Tensor) -> Tensor:
+        """(samples, ...) as (runs, size, ...), the last run filled up."""
+        return F.pad(t, [0, 0] * (t.dim() - 1) + [0, missing]).unflatten(0, (-1, size))
+
+    if mask is None:
+        mask = torch.ones([samples, *spatial], dtype=torch.bool, device=x.device)
+    mask = cut(mask).unsqueeze(2)
+    wide = cut(_wide(x))
+    dims = [1, *range(3, wide.dim())]
+    centered, mean, count = center(wide, dims, mask)
+    xhat, var = unit(centered, dims, eps, count)
+    shape = [1, *_per_channel(x)]
+    residual = None if residual is None else cut(residual)
+    y = affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask)
+    statistics = torch.stack((mean.flatten(1), var.flatten(1)))
+    return y.flatten(0, 1)[:samples].to(x.dtype), statistics
 
 
 def rows(
@@ -147,6 +180,36 @@ def combined(
     return y.to(x.dtype), torch.stack((mean, var)).detach(), count
 
 
+def renorm(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float | Tensor,
+    d_max: float | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch renorm of x (N, C, *) towards known statistics (C): y; mean and biased variance in rows (2, C); count."""
+
+    def combine(
+        mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        deviation = (known_var.to(var.dtype) + eps).sqrt()
+        r = _clip((var.detach() + eps).sqrt() / deviation, 1 / r_max, r_max)
+        d = _clip((mean.detach() - known_mean) / deviation, -d_max, d_max)
+        if weight is not None:
+            weight = weight.to(r.dtype)  # once, so that its gradient is rounded once
+            r, d = weight * r, weight * d
+        return mean, var, r, d if bias is None else bias + d
+
+    affine = [p for p in (weight, bias) if p is not None]
+    return combined(x, combine, affine, eps, False, activation, residual, mask)
+
+
 @torch.no_grad()
 def update_running(
     running_mean: Tensor,
@@ -155,25 +218,37 @@ def update_running(
     count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
 ) -> None:
-    """Move running statistics (C) towards stats (2, C), in their own precision and rounded once."""
-    mean, var = stats[0], stats[1]
+    """Move running statistics (C) towards stats (2 or more, C) or (2 or more, K, C), rounded once.
+
+    K batches that follow one another, in closed form: r + sum of f_k (b_k - r), where f_k is the momentum m
+    times (1 - m) for each batch after the k-th, or the reciprocal of the number of batches.
+    """
+    mean, var, per_batch = stats[0], stats[1], [1] * running_mean.dim()
+    count = count.to(mean.dtype) if isinstance(count, Tensor) else mean.new_full((), count)
+    if mean.dim() == running_mean.dim():
+        mean, var, count = mean.unsqueeze(0), var.unsqueeze(0), count.unsqueeze(0)
+    count = count.view(-1, *per_batch) if count.dim() == 1 else count
+    unbiased = var * (count / (count - 1).clamp(min=1))
+    moving = count > 1
+    if num_batches_skipped is not None:
+        finite = mean.to(running_mean.dtype).isfinite() & unbiased.to(running_var.dtype).isfinite()
+        finite = finite.flatten(1).all(1).view(-1, *per_batch)
+        num_batches_skipped += (moving & ~finite).sum()
+        moving = moving & finite
     if num_batches_tracked is not None:
-        num_batches_tracked += count > 1
+        num_batches_tracked += moving.sum(0).view(num_batches_tracked.shape)
     if momentum is None:
         assert num_batches_tracked is not None
-        factor = 1 / num_batches_tracked.clamp(min=1).to(stats.dtype)
+        factor = 1 / num_batches_tracked.clamp(min=1).to(mean.dtype)
     else:
-        factor = torch.full((), momentum, dtype=stats.dtype, device=stats.device)
-    if isinstance(count, Tensor):
-        count = count.to(stats.dtype)  # a quotient of integers would be float32
-        factor = factor.where(count > 1, 0)
-        unbiased = var * (count / (count - 1).clamp(min=1))
-    else:
-        unbiased = var * (count / (count - 1))
+        later = moving.flip(0).cumsum(0).flip(0) - moving.to(torch.int64)
+        factor = momentum * torch.pow(1 - momentum, later.to(mean.dtype))
     for running, batch in ((running_mean, mean), (running_var, unbiased)):
         old = running.to(batch.dtype)
-        running.copy_(old + factor * (batch - old))
+        # Chosen, not multiplied by zero: what is left out may be NaN.
+        running.copy_(old + (factor * (batch - old)).where(moving, 0).sum(0))
 
 
 def center(x: Tensor, dims: list[int], mask: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:
@@ -265,6 +340,11 @@ def _mean(x: Tensor, dims: list[int], count: int | Tensor) -> Tensor:
     exact = x.dtype if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     total = x.sum(dims, keepdim=True, dtype=exact)
     return total / (count.clamp(min=1) if isinstance(count, Tensor) else torch.sym_max(count, 1))
+
+
+def _clip(x: Tensor, low: Any, high: Any) -> Tensor:
+    """x in [low, high], which are numbers or tensors ()."""
+    return x.clamp(low, high)
 
 
 def _largest(x: Tensor, dims: list[int]) -> Tensor:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normkit.norms import inputs, mixing
+from normkit.norms import inputs, mixing, tracking
 from normkit.norms.batch_norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -167,10 +167,11 @@ class _Adaptive(_BatchNorm):
         if self.training or self.running_mean is None or self.running_var is None:
             return super().forward(input, residual=residual, mask=mask, weight=weight, bias=bias)
         self._check_input_dim(input)
+        running = self._running(tracking.scope.domain)
         return adaptive_batch_norm(
             input,
-            self.running_mean,
-            self.running_var,
+            running.mean,
+            running.var,
             self.weight if weight is None else weight,
             self.bias if bias is None else bias,
             self.prior,

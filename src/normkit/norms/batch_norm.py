@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from normkit import kernels, processes
-from normkit.norms import inputs, mixing
+from normkit.kernels.recomputation import recomputing
+from normkit.norms import inputs, mixing, tracking
 from normkit.norms.tracing import one_node
+from normkit.norms.tracking import Running, Tracked, Tracking
 from normkit.statistics import pooled, update_running_
 
 
@@ -38,7 +40,8 @@ def batch_norm(
 
     In training the mean and the biased variance are those of the batch, and the running ones move towards
     them (towards the unbiased variance) after everything else has succeeded; otherwise the running ones
-    normalize, as constants.
+    normalize, as constants. Inside a backward pass, where activation checkpointing repeats a forward pass, the
+    running ones stay.
 
     Args:
         input: (N, C) or (N, C, *), floating; any strides.
@@ -97,15 +100,9 @@ def batch_norm(
         return kernels.channels_given(
             input, running_mean, running_var, weight, bias, eps, activation, residual, mask
         )
-    if momentum is None and running_mean is not None and num_batches_tracked is None:
-        raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
-    if shared:
-        y, stats, count = _outside_of_graphs(_shared)(
-            input, weight, bias, eps, activation, residual, mask, process_group, layer
-        )
-    else:
-        y, stats, count = kernels.channels(input, weight, bias, eps, activation, residual, mask)
-    if running_mean is not None and running_var is not None:
+    tracking.check_momentum(momentum, running_mean, num_batches_tracked)
+    y, stats, count = _by_batch(input, weight, bias, eps, activation, residual, mask, process_group, layer)
+    if running_mean is not None and running_var is not None and not recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
 
@@ -149,6 +146,24 @@ def _rule(
     if batch_mean is None or batch_var is None:
         batch_mean, batch_var = pooled(mean, var, count, 0)
     return batch_mean.to(mean.dtype).expand_as(mean), batch_var.to(mean.dtype).expand_as(mean), weight, bias
+
+
+def _by_batch(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    process_group: processes.Group,
+    layer: processes.Layer,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """By the statistics of the batch, or of those of all processes: y; mean and biased variance; count."""
+    if not processes.several(process_group):
+        return kernels.channels(input, weight, bias, eps, activation, residual, mask)
+    shared = _outside_of_graphs(_shared)
+    return shared(input, weight, bias, eps, activation, residual, mask, process_group, layer)
 
 
 def _outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,8 +213,9 @@ def _check(
     bias: Tensor | None,
     training: bool,
     eps: float,
-    shared: bool,
+    shared: bool = False,
 ) -> None:
+    """Everything that all batch norms ask for; training: statistics of the batch are taken."""
     if input.dim() < 2:
         raise ValueError(f"batch norm takes (N, C) or (N, C, *), got input size {list(input.shape)}")
     inputs.check_dtype("batch norm", input)
@@ -211,12 +227,13 @@ def _check(
         inputs.check_several_values(_values(input), input, what="value per channel")
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
     """What batch norm of every dimension shares; each class below adds torch's class of its dimension."""
 
     activation: str | None = None
     process_group: processes.Group = None
     identity = processes.NOBODY
+    _by_own_rule = False  # whether training takes other statistics than the batch's as they are
 
     def __init__(
         self,
@@ -231,13 +248,20 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         bias: bool = True,
         activation: str | None = None,
         process_group: processes.Group = None,
+        training_statistics: Literal["batch", "running"] = "batch",
+        evaluation_statistics: Literal["running", "batch", "blend"] = "running",
+        prior: float = 16.0,
+        update_statistics: bool = True,
+        guard: Literal["nonfinite"] | None = None,
     ) -> None:
         inputs.check_activation(activation)
         processes.check_group(process_group)
+        switches = Tracking(training_statistics, evaluation_statistics, prior, update_statistics, guard)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
         self.process_group = process_group
         self.identity = processes.new_layer(f"{type(self).__name__}({num_features})")
+        self._follow(switches)
 
     @one_node
     def forward(
@@ -254,6 +278,13 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         A weight or bias given here, (C) or (N, C), stands in for the layer's own.
         """
         self._check_input_dim(input)
+        if self._by_own_rule or not (self.tracking.plain and tracking.scope.plain):
+            if weight is not None or bias is not None:
+                raise NotImplementedError(
+                    "a weight or bias given to forward goes with the default switches, outside of domain and "
+                    f"accumulate; this layer has{str(self.tracking)[1:] or ' such a block around it'}"
+                )
+            return self._forward_tracked(input, residual, mask)
         # Statistics that are there normalize in evaluation even where they are no longer tracked.
         running = not self.training or self.track_running_stats
         if self.process_group is not None and not self.training:
@@ -276,6 +307,68 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
             process_group=self.process_group if self.training else None,
             layer=self.identity,
         )
+
+    def _forward_tracked(self, input: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The same by the switches and the scope of `tracking`."""
+        by, moves = self._statistics(), self._moves()
+        running = self._normalizing(moves) if moves or by != "batch" else None
+        mean, var = (None, None) if running is None else running[:2]
+        shared = by == "batch" and self.training and processes.several(self.process_group)
+        _check(input, mean, var, self.weight, self.bias, by != "running", self.eps, shared)
+        inputs.check_residual(residual, input)
+        mask = inputs.expand_mask(mask, input)
+        if by == "batch":
+            y, stats, count = self._by_batch(input, running, residual, mask)
+        elif by == "blend" or moves:
+            assert running is not None
+            prior = self.tracking.prior if by == "blend" else None
+            y, stats, count = self._by_blend(input, running, residual, mask, prior)
+        else:
+            assert mean is not None
+            assert var is not None
+            return kernels.channels_given(
+                input, mean, var, self.weight, self.bias, self.eps, self.activation, residual, mask
+            )
+        if moves:
+            self._track(stats, count)
+        return y
+
+    def _by_batch(
+        self, input: Tensor, running: Running | None, residual: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, int | Tensor]:
+        """Normalize by the batch's own statistics: output, statistics, count."""
+        group = self.process_group if self.training else None
+        affine = self.weight, self.bias
+        return _by_batch(input, *affine, self.eps, self.activation, residual, mask, group, self.identity)
+
+    def _by_blend(
+        self,
+        input: Tensor,
+        running: Running,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        prior: float | None,
+    ) -> tuple[Tensor, Tensor, int | Tensor]:
+        """Normalize by a blend, or by running statistics alone without a prior; and take the batch's."""
+        samples = input.shape[0] if mask is None else mask.flatten(1).any(1).sum().to(torch.float32)
+
+        def combine(
+            mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
+        ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+            known = running.mean.to(mean.dtype), running.var.to(var.dtype)
+            if prior is None:
+                return *known, weight, bias
+            share = samples / (samples + prior)
+            mean, var = (old + share * (new - old) for old, new in zip(known, (mean, var), strict=True))
+            return mean, var, weight, bias
+
+        return kernels.combined(
+            input, combine, self._affine(), self.eps, activation=self.activation, residual=residual, mask=mask
+        )
+
+    def _affine(self) -> list[Tensor]:
+        """Weight and bias, as far as they are there."""
+        return [p for p in (self.weight, self.bias) if p is not None]  # pyright: ignore[reportUnnecessaryComparison]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process_group": processes.packed(self.process_group)}
@@ -308,7 +401,15 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
         dtype: of parameters and buffers.
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh. Tools of torch that
-            build a new layer from this one, such as `convert_sync_batchnorm`, do not know of it.
+            build a new layer from this one, such as `convert_sync_batchnorm`, know of none of what follows `bias`.
+        training_statistics: those that normalize in training: "batch", or "running".
+        evaluation_statistics: those that normalize in evaluation: "running", "batch", or "blend", the weighted
+            mean of both, in which n samples at hand have weight n and the running ones `prior` (Schneider et al.,
+            "Improving robustness against common corruptions by covariate shift adaptation", 2020).
+        prior: how many samples the running statistics count for in a blend.
+        update_statistics: whether training moves the running statistics.
+        guard: "nonfinite": a batch whose statistics are not finite leaves the running ones as they were, and is
+            counted in the buffer num_batches_skipped, which is there with the guard.
 
     `forward(input, *, residual=None, mask=None)` adds a residual of the input's shape before the activation, and
     leaves positions out of the statistics where the mask, bool and of the shape (N) or (N, L), is false.

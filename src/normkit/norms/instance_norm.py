@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
+from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs, mixing
 from normkit.norms.tracing import one_node
 from normkit.statistics import update_running_
@@ -72,7 +73,7 @@ def instance_norm(
         assert running_var is not None
         return kernels.channels_given(input, running_mean, running_var, weight, bias, eps, activation)
     y, stats = kernels.groups(input, input.shape[1], weight, bias, eps, activation)
-    if running_mean is not None and running_var is not None and input.shape[0] > 0:
+    if running_mean is not None and running_var is not None and input.shape[0] > 0 and not recomputing():
         update_running_(running_mean, running_var, stats.mean(1), values, momentum)
     return y
 

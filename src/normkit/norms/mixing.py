@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels
+from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs
 from normkit.statistics import pooled, update_running_
 
@@ -91,7 +92,7 @@ def track(
     num_batches_tracked: Tensor | None,
 ) -> None:
     """Move running statistics, where there are any, towards those of the batch, from moments (N, C)."""
-    if running_mean is None or running_var is None:
+    if running_mean is None or running_var is None or recomputing():
         return
     with torch.no_grad():
         batch = torch.stack([row.squeeze(0) for row in pooled(stats[0], stats[1], count, 0)])

@@ -285,6 +285,82 @@ def groups_backward(
     return dx, dweight, dbias
 
 
+def ghosts_forward(
+    x: Tensor,
+    together: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm of each run of `together` samples of `x`, and of what remains: y and the statistics (3, runs, C)."""
+    N, C, S, last = _sizes(x)
+    y = _output(x)
+    stats = torch.empty((3, (N + together - 1) // together, C), dtype=torch.float64)
+    _native.ghosts_forward(
+        N, C, S, together, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask), stats.data_ptr(),
+    )  # fmt: skip
+    return y, stats
+
+
+def ghosts_backward(
+    x: Tensor,
+    dy: Tensor,
+    stats: Tensor,
+    together: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias, dresidual of it, from the statistics that ghosts_forward returned."""
+    N, C, S, last = _sizes(x)
+    dx = _output(x)
+    dresidual = None if residual is None else _output(x)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dbias = None if bias is None else torch.empty_like(bias)
+    _native.ghosts_backward(
+        N, C, S, together, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), dy.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask), stats.data_ptr(),
+        dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias),
+    )  # fmt: skip
+    return dx, dweight, dbias, dresidual
+
+
+def renorm_forward(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float,
+    d_max: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch renorm towards known statistics (C) of one dtype: y, the statistics (3, C), what they led to (4, C).
+
+    That is, in float64: r, d, and the weight r and the bias + weight d with which channels_backward takes y back.
+    """
+    N, C, S, last = _sizes(x)
+    y = _output(x)
+    stats, corrected = torch.empty((7, C), dtype=torch.float64).split((3, 4))
+    _native.renorm_forward(
+        N, C, S, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
+        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
+        known_mean.data_ptr(), known_var.data_ptr(), DTYPES[known_mean.dtype], r_max, d_max, stats.data_ptr(),
+        corrected.data_ptr(),
+    )  # fmt: skip
+    return y, stats, corrected
+
+
 def rows_forward(
     x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
@@ -328,17 +404,26 @@ def update_running(
     running_mean: Tensor,
     running_var: Tensor,
     stats: Tensor,
-    count: int,
+    count: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None = None,
 ) -> None:
-    """Move running statistics (C) of one dtype towards `stats`, taken over two or more elements per channel.
+    """Move running statistics (C) of one dtype towards `stats` (2 or more, C), taken over `count` elements.
 
-    Counts the batch first. Without a momentum the factor is 1 / num_batches_tracked.
+    Counts the batch first. Without a momentum the factor is 1 / num_batches_tracked. Fewer than two elements
+    move nothing; nor do statistics that are not finite where num_batches_skipped is there to count them. With
+    `stats` (2 or more, K, C) and `count` (K) of int64, K batches that follow one another.
     """
+    C = running_mean.shape[0]
+    if isinstance(count, int):
+        sets, number, counts = 1, count, 0
+    else:
+        sets, number, counts = count.numel(), 0, count.data_ptr()
     _native.update_running(
-        running_mean.shape[0], count, momentum or 0.0, momentum is None, stats.data_ptr(), running_mean.data_ptr(),
-        running_var.data_ptr(), DTYPES[running_mean.dtype], _address(num_batches_tracked),
+        C, sets, number, counts, momentum or 0.0, momentum is None, stats.data_ptr(),
+        running_mean.data_ptr(), running_var.data_ptr(), DTYPES[running_mean.dtype],
+        _address(num_batches_tracked), _address(num_batches_skipped),
     )  # fmt: skip
 
 

@@ -57,6 +57,46 @@ def channels_forward(
 def describe() -> dict[str, str]:
     """The compiler of this extension and the instruction set that it runs with."""
 
+def ghosts_backward(
+    N: int,
+    C: int,
+    S: int,
+    together: int,
+    dtype: int,
+    channels_last: bool,
+    activation: int,
+    eps: float,
+    x: int,
+    dy: int,
+    weight: int,
+    bias: int,
+    parameter_dtype: int,
+    residual: int,
+    mask: int,
+    stats: int,
+    dx: int,
+    dresidual: int,
+    dweight: int,
+    dbias: int,
+) -> None: ...
+def ghosts_forward(
+    N: int,
+    C: int,
+    S: int,
+    together: int,
+    dtype: int,
+    channels_last: bool,
+    activation: int,
+    eps: float,
+    x: int,
+    y: int,
+    weight: int,
+    bias: int,
+    parameter_dtype: int,
+    residual: int,
+    mask: int,
+    stats: int,
+) -> None: ...
 def groups_backward(
     N: int,
     C: int,
@@ -94,6 +134,29 @@ def groups_forward(
     parameter_dtype: int,
     stats: int,
 ) -> None: ...
+def renorm_forward(
+    N: int,
+    C: int,
+    S: int,
+    dtype: int,
+    channels_last: bool,
+    activation: int,
+    eps: float,
+    x: int,
+    y: int,
+    weight: int,
+    bias: int,
+    parameter_dtype: int,
+    residual: int,
+    mask: int,
+    known_mean: int,
+    known_var: int,
+    known_dtype: int,
+    r_max: float,
+    d_max: float,
+    stats: int,
+    corrected: int,
+) -> None: ...
 def rows_backward(
     R: int,
     M: int,
@@ -127,7 +190,9 @@ def threads() -> int:
 
 def update_running(
     C: int,
+    sets: int,
     count: int,
+    counts: int,
     momentum: float,
     cumulative: bool,
     stats: int,
@@ -135,6 +200,7 @@ def update_running(
     var: int,
     dtype: int,
     batches: int,
+    skipped: int,
 ) -> None: ...
 def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object:
     """A DLPack capsule over uninitialized memory of the pool."""

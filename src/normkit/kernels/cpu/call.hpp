@@ -34,6 +34,7 @@ enum Stages { kSums = 1, kOutputs = 2 };
 struct Call {
     int64_t N, C, S;
     int64_t G;            // statistics of the call: C, or fewer where neighbouring channels of a sample share one
+    int64_t together = 1;  // of the group family: neighbouring samples that share statistics, at the end maybe fewer
     int64_t stats_stride;  // between the rows of stats, and of tail
     DType dtype;
     int64_t of_samples;    // samples of the tensor that the call is a part of
@@ -54,6 +55,11 @@ struct Call {
     // Statistics that are given, (G); mean + tail is the mean beyond the bits of f64.
     Parameter mean, var;
     const double* tail;
+
+    // Batch renorm, where corrected is not null: moments lead to weight and bias by way of known statistics (C).
+    Parameter known_mean, known_var;
+    double r_max, d_max;
+    double* corrected;  // (4, C): r, d, weight r, bias + weight d
 
     void *y, *dx, *dresidual;
     double* stats;             // (3, G): mean, biased variance, tail of the mean
@@ -76,14 +82,16 @@ struct RowsCall {
     Parameter dweight, dbias;  // (M)
 };
 
-// Running statistics of C channels, moved towards those of a batch of `count` elements per channel.
+// Running statistics of C channels, moved towards those of batches that follow one another.
 struct RunningCall {
-    int64_t C, count;
+    int64_t C, sets;        // sets: how many batches
+    const int64_t* counts;  // (sets): elements per channel; fewer than two move nothing
     double momentum;
-    bool cumulative;      // the factor is 1 / batches instead of the momentum
-    int64_t* batches;     // counted first, if not null
-    const double* stats;  // (2, C): mean, biased variance
-    Parameter mean, var;  // (C), the variance unbiased
+    bool cumulative;        // the factor is 1 / batches instead of the momentum
+    int64_t* batches;       // counts the batches first, if not null
+    int64_t* skipped;       // if not null: counts batches that are not finite, which then move nothing
+    const double* stats;    // (2, sets, C): mean, biased variance
+    Parameter mean, var;    // (C), the variance unbiased
 };
 
 // The kernels of one instruction set.

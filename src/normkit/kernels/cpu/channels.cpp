@@ -187,7 +187,7 @@ class Channels {
             const Moments m = of(first / group_);
             const Inverse<T> inverse = inverse_deviation<T>(m.var, call_.eps);
             for (int64_t c = first; c < first + group_; ++c)
-                coefficients().affine(c, m, inverse, value(call_.weight, c, 1), value(call_.bias, c, 0));
+                coefficients().affine(c, m, inverse, value(weight(), c, 1), value(bias(), c, 0));
         }
         coefficients().complete(c0, c1, kHi, kB);
     }
@@ -235,6 +235,26 @@ class Channels {
             return Moments{{value(call_.mean, g, 0), call_.tail ? call_.tail[g] : 0}, value(call_.var, g, 1)};
         });
     }
+    // The parameters that moments lead to, of batch renorm others than those of the call.
+    Parameter weight() const {
+        return call_.corrected ? Parameter{call_.corrected + 2 * call_.C, DType::f64} : call_.weight;
+    }
+    Parameter bias() const {
+        return call_.corrected ? Parameter{call_.corrected + 3 * call_.C, DType::f64} : call_.bias;
+    }
+    void correct(int64_t c0, int64_t c1) const {
+        const double *mean = call_.stats, *var = mean + call_.stats_stride;
+        double *rs = call_.corrected, *ds = rs + call_.C, *gammas = ds + call_.C, *betas = gammas + call_.C;
+        for (int64_t c = c0; c < c1; ++c) {
+            const double deviation = std::sqrt(value(call_.known_var, c, 1) + call_.eps);
+            const double r = std::sqrt(var[c] + call_.eps) / deviation;
+            const double d = (mean[c] - value(call_.known_mean, c, 0)) / deviation;
+            rs[c] = std::clamp(r, 1 / call_.r_max, call_.r_max);
+            ds[c] = std::clamp(d, -call_.d_max, call_.d_max);
+            const double gamma = value(call_.weight, c, 1);
+            gammas[c] = gamma * rs[c], betas[c] = value(call_.bias, c, 0) + gamma * ds[c];
+        }
+    }
     void finish_moments(int64_t c0, int64_t c1, double count) const {
         const Totals sums = total(c0, c1);
         double *mean = call_.stats, *var = mean + call_.stats_stride, *tail = var + call_.stats_stride;
@@ -248,6 +268,7 @@ class Channels {
             if (call_.uncentred) m = {{0, 0}, m.var + m.mean.hi * m.mean.hi};
             mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
         }
+        if (call_.corrected) correct(c0, c1);
         if (call_.stages & kOutputs)
             set_affine(c0, c1, [&](int64_t g) { return Moments{{mean[g], tail[g]}, var[g]}; });
     }

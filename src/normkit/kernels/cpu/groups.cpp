@@ -1,7 +1,8 @@
-// Statistics per sample and group of channels: group norm, and instance norm with a group for each channel.
+// Statistics per sample and group of channels: group norm, and instance norm with a group for each channel. Or per
+// run of neighbouring samples: ghost batch norm.
 //
-// One sample is a call of the channel family whose channels share statistics, so a call here is one of those for
-// each sample: side by side on the threads, or one after the other where there are too few to go round. Parameters
+// One set of samples is a call of the channel family whose channels share statistics, so a call here is one of those
+// for each set: side by side on the threads, or one after the other where there are too few to go round. Parameters
 // and sums of gradients can be each sample's own too.
 
 #include "coefficients.hpp"
@@ -21,18 +22,20 @@ P* moved(P* p, int64_t bytes) {
     return p ? reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + bytes) : nullptr;
 }
 
-Call sample(const Call& call, int64_t n) {
-    const int64_t bytes = n * call.C * call.S * size_of(call.dtype);
-    const int64_t groups = n * call.G * int64_t(sizeof(double));
+int64_t sets(const Call& call) { return (call.N + call.together - 1) / call.together; }
+
+Call set(const Call& call, int64_t i) {
+    const int64_t first = i * call.together, bytes = first * call.C * call.S * size_of(call.dtype);
+    const int64_t groups = i * call.G * int64_t(sizeof(double));
     Call one = call;
-    one.N = 1;
+    one.N = std::min(call.together, call.N - first);
     one.of_samples = call.N;
-    one.stats_stride = call.N * call.G;
+    one.stats_stride = sets(call) * call.G;
     one.x = moved(call.x, bytes), one.residual = moved(call.residual, bytes), one.dy = moved(call.dy, bytes);
     one.y = moved(call.y, bytes), one.dx = moved(call.dx, bytes), one.dresidual = moved(call.dresidual, bytes);
-    one.mask = moved(call.mask, n * call.S);
-    const int64_t channels = n * call.C * int64_t(sizeof(double));
-    const int64_t affine = call.affine_per_sample ? n * call.C * size_of(call.weight.dtype) : 0;
+    one.mask = moved(call.mask, first * call.S);
+    const int64_t channels = i * call.C * int64_t(sizeof(double));
+    const int64_t affine = call.affine_per_sample ? i * call.C * size_of(call.weight.dtype) : 0;
     one.weight.data = moved(call.weight.data, affine), one.bias.data = moved(call.bias.data, affine);
     one.gradient_sums = moved(call.gradient_sums, channels), one.slopes = moved(call.slopes, channels);
     one.mean.data = moved(call.mean.data, groups), one.var.data = moved(call.var.data, groups);
@@ -41,30 +44,30 @@ Call sample(const Call& call, int64_t n) {
 }
 
 template <class Body>
-void each_sample(const Call& call, const Body& body) {
+void each_set(const Call& call, const Body& body) {
     const int threads = threads_for(call.N * call.C * call.S);
-    const bool enough = call.N >= 4 * threads || call.N % threads == 0;
-    parallel(call.N, enough ? threads : 1, Order::forward, [&](int64_t n) { body(sample(call, n), n); });
+    const bool enough = sets(call) >= 4 * threads || sets(call) % threads == 0;
+    parallel(sets(call), enough ? threads : 1, Order::forward, [&](int64_t i) { body(set(call, i)); });
 }
 
 }  // namespace
 
 void groups_forward(const Call& call) {
-    each_sample(call, [](const Call& one, int64_t) { channels_forward(one); });
+    each_set(call, [](const Call& one) { channels_forward(one); });
 }
 
 void groups_backward(const Call& call) {
     const bool parameters = call.dweight.data || call.dbias.data;
-    const Scratch memory(parameters ? 2 * call.N * call.C * int64_t(sizeof(double)) : 0);
+    const Scratch memory(parameters ? 2 * sets(call) * call.C * int64_t(sizeof(double)) : 0);
     Call summed = call;
-    if (parameters) summed.gradient_sums = memory.as<double>(), summed.sums_stride = call.N * call.C;
+    if (parameters) summed.gradient_sums = memory.as<double>(), summed.sums_stride = sets(call) * call.C;
     summed.dweight.data = summed.dbias.data = nullptr;
-    each_sample(summed, [](const Call& one, int64_t) { channels_backward(one); });
+    each_set(summed, [](const Call& one) { channels_backward(one); });
     for (int64_t c = 0; parameters && c < call.C; ++c) {
         double dz = 0, dz_xhat = 0;
-        for (int64_t n = 0; n < call.N; ++n) {
-            dz += summed.gradient_sums[n * call.C + c];
-            dz_xhat += summed.gradient_sums[summed.sums_stride + n * call.C + c];
+        for (int64_t i = 0; i < sets(call); ++i) {
+            dz += summed.gradient_sums[i * call.C + c];
+            dz_xhat += summed.gradient_sums[summed.sums_stride + i * call.C + c];
         }
         assign(call.dbias, c, dz);
         assign(call.dweight, c, dz_xhat);

@@ -133,6 +133,55 @@ void groups_backward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool
     run(kernels().groups_backward, call, N * C * S);
 }
 
+// Ghost batch norm: statistics of each run of `together` samples, and of what remains.
+Call ghosts(int64_t N, int64_t C, int64_t S, int64_t together, int dtype, bool channels_last, int activation,
+            double eps, Address x, Address weight, Address bias, int parameter_dtype, Address residual, Address mask) {
+    Call call = sets(N, C, S, false);
+    call.together = together, call.stats_stride = (N + together - 1) / together * C;
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    return call;
+}
+
+void ghosts_forward(int64_t N, int64_t C, int64_t S, int64_t together, int dtype, bool channels_last, int activation,
+                    double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
+                    Address residual, Address mask, Address stats) {
+    Call call = ghosts(N, C, S, together, dtype, channels_last, activation, eps, x, weight, bias, parameter_dtype,
+                       residual, mask);
+    call.y = at<void>(y), call.stats = at<double>(stats);
+    run(kernels().groups_forward, call, N * C * S);
+}
+
+void ghosts_backward(int64_t N, int64_t C, int64_t S, int64_t together, int dtype, bool channels_last, int activation,
+                     double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
+                     Address residual, Address mask, Address stats, Address dx, Address dresidual, Address dweight,
+                     Address dbias) {
+    Call call = ghosts(N, C, S, together, dtype, channels_last, activation, eps, x, weight, bias, parameter_dtype,
+                       residual, mask);
+    call.dy = at<void>(dy), call.dx = at<void>(dx), call.dresidual = at<void>(dresidual);
+    call.mean = {at<double>(stats), DType::f64}, call.var = {at<double>(stats) + call.stats_stride, DType::f64};
+    call.tail = at<double>(stats) + 2 * call.stats_stride;
+    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
+    run(kernels().groups_backward, call, N * C * S);
+}
+
+void renorm_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int activation, double eps,
+                    Address x, Address y, Address weight, Address bias, int parameter_dtype, Address residual,
+                    Address mask, Address known_mean, Address known_var, int known_dtype, double r_max, double d_max,
+                    Address stats, Address corrected) {
+    Call call = sets(N, C, S, false);
+    call.dtype = DType(dtype), call.channels_last = channels_last;
+    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
+    call.x = at<void>(x), call.y = at<void>(y), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
+    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+    call.known_mean = parameter(known_mean, known_dtype), call.known_var = parameter(known_var, known_dtype);
+    call.r_max = r_max, call.d_max = d_max;
+    call.stats = at<double>(stats), call.corrected = at<double>(corrected);
+    run(kernels().channels_forward, call, N * C * S);
+}
+
 void rows_forward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address y, Address weight,
                   Address bias, int parameter_dtype, Address stats) {
     RowsCall call{};
@@ -152,10 +201,11 @@ void rows_backward(int64_t R, int64_t M, int dtype, bool centred, double eps, Ad
     run(kernels().rows_backward, call, R * M);
 }
 
-void update_running(int64_t C, int64_t count, double momentum, bool cumulative, Address stats, Address mean,
-                    Address var, int dtype, Address batches) {
-    kernels().update_running({C, count, momentum, cumulative, at<int64_t>(batches), at<double>(stats),
-                              parameter(mean, dtype), parameter(var, dtype)});
+void update_running(int64_t C, int64_t sets, int64_t count, Address counts, double momentum, bool cumulative,
+                    Address stats, Address mean, Address var, int dtype, Address batches, Address skipped) {
+    kernels().update_running({C, sets, counts ? at<int64_t>(counts) : &count, momentum, cumulative,
+                              at<int64_t>(batches), at<int64_t>(skipped), at<double>(stats), parameter(mean, dtype),
+                              parameter(var, dtype)});
 }
 
 // A capsule that torch adopts once; until then the block is the capsule's.
@@ -204,10 +254,19 @@ NB_MODULE(_native, m) {
     m.def("groups_backward", groups_backward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
           "centred"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a,
           "dx"_a, "dweight"_a, "dbias"_a);
+    m.def("ghosts_forward", ghosts_forward, "N"_a, "C"_a, "S"_a, "together"_a, "dtype"_a, "channels_last"_a,
+          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a,
+          "stats"_a);
+    m.def("ghosts_backward", ghosts_backward, "N"_a, "C"_a, "S"_a, "together"_a, "dtype"_a, "channels_last"_a,
+          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a,
+          "stats"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a);
+    m.def("renorm_forward", renorm_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "activation"_a,
+          "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a, "known_mean"_a,
+          "known_var"_a, "known_dtype"_a, "r_max"_a, "d_max"_a, "stats"_a, "corrected"_a);
     m.def("rows_forward", rows_forward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
           "bias"_a, "parameter_dtype"_a, "stats"_a);
     m.def("rows_backward", rows_backward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a,
           "weight"_a, "parameter_dtype"_a, "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
-    m.def("update_running", update_running, "C"_a, "count"_a, "momentum"_a, "cumulative"_a, "stats"_a, "mean"_a,
-          "var"_a, "dtype"_a, "batches"_a);
+    m.def("update_running", update_running, "C"_a, "sets"_a, "count"_a, "counts"_a, "momentum"_a, "cumulative"_a,
+          "stats"_a, "mean"_a, "var"_a, "dtype"_a, "batches"_a, "skipped"_a);
 }

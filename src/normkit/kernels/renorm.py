@@ -1,0 +1,106 @@
+"""Batch renorm on compiled kernels: batch norm whose weight and bias come of its statistics, and of known ones.
+
+The kernel makes r and d of the moments while a block of channels is in the cache. They are constants to the gradient,
+so the backward pass is that of batch norm with the weight and the bias that they led to:
+
+    y = weight (r xhat + d) + bias = (weight r) xhat + (weight d + bias)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _has_storage  # pyright: ignore
+
+from normkit.kernels import compiled, composed, cpu
+
+
+def renorm(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float,
+    d_max: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """The output; mean and biased variance of the channels in rows (3, C); their count."""
+    x = compiled.native(x)
+    residual = None if residual is None else compiled.like(residual, x)
+    weight, bias, mask = (None if t is None else t.contiguous() for t in (weight, bias, mask))
+    plain = known_mean.contiguous(), known_var.contiguous(), r_max, d_max, eps, activation
+    y, stats = _Renorm.apply(plain, x, weight, bias, residual, mask)  # pyright: ignore
+    return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
+
+
+class _Renorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plain: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        mean, var, r_max, d_max, eps, activation = plain
+        code = cpu.ACTIVATIONS[activation]
+        y, stats, corrected = cpu.renorm_forward(
+            x, mean, var, r_max, d_max, weight, bias, eps, code, residual, mask
+        )
+        ctx.save_for_backward(x, weight, bias, residual, mask, stats, corrected)
+        ctx.plain = eps, activation
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return y, stats
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy = outputs[0]
+        x, weight, bias, residual, mask, stats, corrected = ctx.saved_tensors
+        eps, activation = ctx.plain
+        if dy is None:
+            return (None,) * 6
+        if torch.is_grad_enabled() or not _has_storage(dy):
+            return _again(dy, x, weight, bias, residual, mask, corrected, eps, activation)
+        r, d, gamma, beta = corrected
+        code = cpu.ACTIVATIONS[activation]
+        dx, dgamma, dbeta, dresidual = cpu.channels_backward(
+            x, compiled.like(dy, x), stats, gamma, beta, eps, code, residual, mask
+        )
+        assert dgamma is not None
+        assert dbeta is not None
+        dweight = None if weight is None else (r * dgamma + d * dbeta).to(weight.dtype)
+        return None, dx, dweight, None if bias is None else dbeta.to(bias.dtype), dresidual, None
+
+
+def _again(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    corrected: Tensor,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor | None, ...]:
+    """By torch operations, for a backward pass that is differentiated or has a batch of gradients at once."""
+    differentiated = torch.is_grad_enabled()
+    r, d = corrected[0], corrected[1]
+    inputs = x, weight, bias, residual
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    with torch.enable_grad():
+        gamma = r if weight is None else weight * r
+        beta = d if weight is None else weight * d
+        beta = beta if bias is None else bias + beta
+        y = composed.channels(x, gamma, beta, eps, activation, residual, mask)[0]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiated))
+    return None, *(next(found) if t is not None and t.requires_grad else None for t in inputs), None
