@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cpu_oracle as oracle
+import numpy as np
 import pytest
 import torch
 from cpu_oracle import exact, worst
@@ -27,6 +28,11 @@ def check(x: Tensor, centred: bool, parameter_dtype: torch.dtype) -> None:
     want = oracle.normalize(real, (1,), (0,), gamma, beta, EPS, x.dtype, exact(dy), centred=centred)
     y, stats = cpu.rows_forward(x, M, weight, bias, EPS, centred)
     dx, dweight, dbias = cpu.rows_backward(x, dy, stats, weight, bias, EPS, centred)
+    u, half = oracle.UNIT[x.dtype], x.dtype.itemsize == 2
+    mean, var = stats[0].numpy().astype(real.dtype) + stats[2].numpy(), stats[1].numpy()
+    size = abs(want.mean) + half * np.sqrt(want.var)  # half types are summed in float32, about a shift
+    assert worst(mean, want.mean[:, 0], (4 * u * size + oracle.TINY[x.dtype])[:, 0]) <= 1
+    assert worst(var, want.var[:, 0], (4 * u * want.var + 1e-300)[:, 0]) <= 1
     assert worst(y, want.y, want.y_bound) <= 1
     assert worst(dx, want.dx, want.dx_bound) <= 1
     ulp = oracle.ULP[parameter_dtype]
@@ -48,17 +54,44 @@ def test_sizes(size, dtype, centred):
 
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(("mean", "deviation"), SPREADS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_extremes(dtype, mean, deviation, centred):
     torch.manual_seed(1)
     check((torch.randn(37, 517, dtype=torch.float64) * deviation + mean).to(dtype), centred, dtype)
 
 
 @pytest.mark.parametrize("size", [(2201, 1003), (2100, 1024)])
-def test_outputs_beyond_the_cache(size):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_beyond_the_cache(size, dtype):
     """Streaming stores want aligned vectors; rows of odd length start anywhere."""
     torch.manual_seed(2)
-    check(torch.randn(size) + 1, True, torch.float32)
+    times = 4 // dtype.itemsize
+    check((torch.randn(times * size[0], size[1]) + 1).to(dtype), True, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("start", [1e4, -3.0])
+def test_half_rows_that_start_far_from_their_mean(dtype, start):
+    """The shift is taken from the first elements: where that was a bad choice, the row is summed again in float64."""
+    torch.manual_seed(3)
+    x = torch.randn(9, 2000)
+    x[1::2, :16] = start
+    check(x.to(dtype), True, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_outputs_are_rounded_to_nearest_even(dtype):
+    """A constant row gives its float32 bias: every upper half, with lower halves about each tie."""
+    upper = torch.arange(1 << 16, dtype=torch.int64) << 16
+    lower = torch.tensor([0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    patterns = (upper[:, None] | lower).flatten()
+    bias = torch.where(patterns >= 1 << 31, patterns - (1 << 32), patterns).int().view(torch.float32)
+    y, _ = cpu.rows_forward(
+        torch.zeros(1, len(bias), dtype=dtype), len(bias), torch.ones_like(bias), bias, EPS
+    )
+    want = bias.to(dtype)
+    assert torch.equal(y[0].isnan(), bias.isnan())
+    assert torch.equal(y[0][~bias.isnan()], want[~bias.isnan()])
 
 
 def test_one_wide_row_among_others():
