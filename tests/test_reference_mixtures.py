@@ -23,6 +23,7 @@ MASK = np.array([[[1, 1, 0], [1, 0, 1]], [[1, 1, 1], [1, 1, 1]], [[0, 0, 1], [0,
 # name: (function of x and the learned arrays, the learned arrays in the order of the gradients)
 Norm = tuple[Callable[..., tuple[Array, object]], list[Array]]
 AFFINE, SWITCH, GATE = [WEIGHT, BIAS], [WEIGHT, BIAS, *LOGITS], [WEIGHT, BIAS, RHO]
+LABELS, CLASSES = np.array([2, 0, 2]), [RNG.uniform(0.5, 2, (3, 4)), RNG.standard_normal((3, 4))]
 
 
 def norms(mask: np.ndarray | None) -> dict[str, Norm]:
@@ -38,6 +39,10 @@ def norms(mask: np.ndarray | None) -> dict[str, Norm]:
         "adaptive-sample": (
             lambda x, *a: reference.adaptive_batch_norm(x, MEAN, VAR, 4.0, *a, **kwargs, per_sample=True),
             AFFINE,
+        ),
+        "conditional": (
+            lambda x, *a: reference.conditional_norm(reference.batch_norm, x, LABELS, *a, **kwargs),
+            CLASSES,
         ),
     }
 

@@ -457,6 +457,41 @@ def batch_instance_norm(
     return share * y_batch + (1 - share) * y_instance, Interpolation(batch, instance, rho)
 
 
+@dataclass(frozen=True, eq=False)
+class Conditional:
+    """What a conditional norm keeps: the cache of the norm with an affine map per sample, and the classes."""
+
+    cache: Cache
+    labels: NDArray[np.int64]
+    num_classes: int
+
+    def backward(self, dy: Array) -> list[Array | None]:
+        """dx, dweight, dbias: the gradient of a class's map is the sum of those of its samples' maps."""
+        dx, *each = backward(dy, self.cache)
+        classes = [self.labels == k for k in range(self.num_classes)]
+        return [dx, *(None if d is None else np.stack([d[c].sum(axis=0) for c in classes]) for d in each)]
+
+
+def conditional_norm(
+    norm: Callable[..., tuple[Array, Cache]],
+    x: ArrayLike,
+    labels: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike,
+    **options: Any,
+) -> tuple[Array, Conditional]:
+    """Conditional norm: the affine map is that of the sample's class.
+
+    y = γ_k x̂ + β_k, k = labels_n
+
+    norm: batch_norm or instance_norm, or group_norm with its groups in options. labels: int (N,). weight and bias:
+    (classes, C). Dumoulin, Shlens and Kudlur 2017, arXiv:1610.07629; de Vries et al. 2017, arXiv:1707.00683.
+    """
+    labels, weight, bias = np.asarray(labels), np.asarray(weight), np.asarray(bias)
+    y, cache = norm(x, weight=weight[labels], bias=bias[labels], **options)
+    return y, Conditional(cache, labels, len(weight))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FilterResponseCache(Cache):
     """What filter response norm keeps besides."""
@@ -622,7 +657,7 @@ def batchnorm_backward(dout: ArrayLike, cache: Cache) -> tuple[Array, Array | No
 
 
 def backward(
-    dy: ArrayLike, cache: Cache | TanhCache | Ghosts | Corrected | Mixture | Interpolation
+    dy: ArrayLike, cache: Cache | TanhCache | Ghosts | Corrected | Mixture | Interpolation | Conditional
 ) -> tuple[Any, ...]:
     """The gradients of any norm of this file, from dy, the gradient of its y: dx, dweight, dbias, and others.
 
@@ -632,7 +667,7 @@ def backward(
         return filter_response_backward(dy, cache)
     if isinstance(cache, TanhCache):
         return dynamic_tanh_backward(dy, cache)
-    if isinstance(cache, Ghosts | Corrected | Mixture | Interpolation):
+    if isinstance(cache, Ghosts | Corrected | Mixture | Interpolation | Conditional):
         return tuple(cache.backward(np.asarray(dy, np.float64)))
     return _normalize_backward(dy, cache)
 

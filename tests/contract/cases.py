@@ -286,39 +286,15 @@ class _Labelled(nk.Conditional):
         return super().forward(input, torch.arange(samples, device=input.device) % 3)
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """The cache of a norm with an affine map for each sample, which is that of its class."""
-
-    cache: reference.Cache
-    labels: np.ndarray
-
-    def backward(self, dy: np.ndarray) -> list[np.ndarray]:
-        dx, *each = reference.backward(dy, self.cache)
-        return [dx, *(np.stack([d[self.labels == k].sum(0) for k in range(3)]) for d in each)]
-
-
-def _conditional(norm: Callable[..., nn.Module], forward: Callable[..., Any]) -> dict[str, Any]:
-    def chosen(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, _Chosen]:
-        labels = np.arange(len(x)) % 3
-        y, cache = forward(x, weight[labels], bias[labels])
-        return y, _Chosen(cache, labels)
-
-    def terms(cache: _Chosen, dz: np.ndarray, parameters: dict[str, Any]) -> dict[str, np.ndarray]:
-        each = {name: parameter[cache.labels] for name, parameter in parameters.items()}
-        found = magnitudes.of_norm(cache.cache, dz, each)
-        sigma = np.sqrt(cache.cache.var + cache.cache.eps)
-        offset = 1 + np.abs(cache.cache.mean).max() / sigma.min()
-        return {
-            **found,
-            **{f"|far {name}|": found[f"|{name}|"] * offset for name in ("dx", "dweight")},
-            "|far y|": found["|far y|"] * offset,
-        }
-
+def _conditional(
+    norm: Callable[..., nn.Module], forward: Callable[..., Any], **options: Any
+) -> dict[str, Any]:
     return {
         "ours": partial(_Labelled, partial(norm, affine=False)),
-        "forward": chosen,
-        "magnitudes": terms,
+        "forward": lambda x, weight, bias: reference.conditional_norm(
+            forward, x, np.arange(len(x)) % 3, weight, bias, **options
+        ),
+        "magnitudes": magnitudes.of_conditional,
     }
 
 
@@ -465,7 +441,11 @@ CASES = (
     Case("adaptive3d", shape=(3, 6, 2, 3, 4), **_abn(3, options={"affine": False, "prior": 0.0})),
     Case("conditional-batch2d", shape=(4, 6, 5, 3), **_conditional(partial(nk.BatchNorm2d, 6), _batch)),
     Case("conditional-instance1d", shape=(4, 6, 7), **_conditional(partial(nk.InstanceNorm1d, 6), _instance)),
-    Case("conditional-group", shape=(4, 6, 5, 3), **_conditional(partial(nk.GroupNorm, 3, 6), _group(3))),
+    Case(
+        "conditional-group",
+        shape=(4, 6, 5, 3),
+        **_conditional(partial(nk.GroupNorm, 3, 6), reference.group_norm, num_groups=3),
+    ),
 )
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -104,6 +104,15 @@ def of_interpolation(cache: reference.Interpolation, dz: np.ndarray, parameters:
     }
 
 
+def of_conditional(cache: reference.Conditional, dz: np.ndarray, parameters: Parameters) -> Magnitudes:
+    """With the map of each sample; the batch's moments are pooled from those of samples, in float64."""
+    each = {name: None if p is None else p[cache.labels] for name, p in parameters.items()}
+    terms = of_norm(cache.cache, dz, each)
+    offset = 1 + np.abs(cache.cache.mean).max() / np.sqrt(cache.cache.var + cache.cache.eps).min()
+    far = {f"|far {name}|": terms[f"|{name}|"] * offset for name in ("dx", "dweight")}
+    return {**terms, **far, "|far y|": terms["|far y|"] * offset}
+
+
 def of_filter_response(
     cache: reference.FilterResponseCache, dz: np.ndarray, parameters: Parameters
 ) -> Magnitudes:

@@ -410,7 +410,10 @@ class TestAccumulation:
 
     def test_refuses_layers_of_torch(self) -> None:
         model = nn.Sequential(nk.BatchNorm1d(3), nn.BatchNorm1d(3))
-        with pytest.raises(ValueError, match=r"but 1 is torch.nn.modules.batchnorm.BatchNorm1d, which moves"), nk.accumulate(model):
+        with (
+            pytest.raises(ValueError, match=r"but 1 is torch.nn.modules.batchnorm.BatchNorm1d, which moves"),
+            nk.accumulate(model),
+        ):
             pass
         with nk.accumulate(model[0]):
             model[0](batch(0))

@@ -56,14 +56,14 @@ class _Weight(nn.Module):
 
     def __init__(self, norm: Callable[[nn.Module], nn.Module], channels: int) -> None:
         super().__init__()
-        self.convolution = norm(nn.Conv2d(channels, channels, 3, bias=False))
+        self.convolution: Any = norm(nn.Conv2d(channels, channels, 3, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """The weight, whatever the input."""
         return self.convolution.weight
 
 
-def _of_dimension(name: str, size: tuple[int, ...], *given: Any, **options: Any) -> nn.Module:
+def _of_dimension(name: str, size: tuple[int, ...], *given: Any, **options: Any) -> Any:
     """The layer of this name for an input of this size, which is a table, images or volumes."""
     return getattr(nk, f"{name}{max(1, len(size) - 2)}d")(size[1], *given, **options)
 

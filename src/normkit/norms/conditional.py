@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from normkit.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, Instance
 from normkit.norms.layer_norm import LayerNorm
 from normkit.norms.tracing import one_node
 
-_Batch: TypeAlias = BatchNorm1d | BatchNorm2d | BatchNorm3d
-_Instance: TypeAlias = InstanceNorm1d | InstanceNorm2d | InstanceNorm3d
+_ByFeatures = BatchNorm1d | BatchNorm2d | BatchNorm3d | InstanceNorm1d | InstanceNorm2d | InstanceNorm3d
 
 
 class Conditional(torch.nn.Module):
@@ -48,7 +47,7 @@ class Conditional(torch.nn.Module):
 
     def __init__(
         self,
-        norm: _Batch | _Instance | GroupNorm | LayerNorm,
+        norm: torch.nn.Module,
         num_classes: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -88,7 +87,7 @@ class Conditional(torch.nn.Module):
 
 def _shape(norm: torch.nn.Module) -> tuple[int, ...]:
     """Of an affine map of the norm."""
-    if isinstance(norm, _Batch | _Instance):
+    if isinstance(norm, _ByFeatures):
         return (norm.num_features,)
     if isinstance(norm, GroupNorm):
         return (norm.num_channels,)
