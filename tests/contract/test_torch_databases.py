@@ -20,7 +20,9 @@ import normkit as nk
 OURS = {
     getattr(nn, name): getattr(nk, name)
     for name in nk.__all__
-    if isinstance(getattr(nk, name), type) and hasattr(nn, name)
+    if isinstance(getattr(nk, name), type)
+    and hasattr(nn, name)
+    and name != "SyncBatchNorm"  # not in the databases
 }
 MODULES = [info for info in module_db if info.module_cls in OURS]
 FUNCTIONS = {

@@ -143,6 +143,36 @@ def test_double_backward(two: Ranks) -> None:
     torch.testing.assert_close(first[1] + second[1], dweight, rtol=1e-11, atol=1e-13)
 
 
+def conditional(rank: int, group: Any, sizes: tuple[int, ...], mask: bool) -> dict[str, Tensor]:
+    """A scale and a shift for each sample."""
+    batch = whole(rows=sum(sizes))
+    generator = torch.Generator().manual_seed(2)
+    batch |= {name: torch.randn(sum(sizes), 5, generator=generator) for name in ("weight", "bias")}
+    batch = batch if rank < 0 else cut(batch, sizes, rank)
+    layer = nk.BatchNorm2d(5, affine=False, process_group=group)
+    x, weight, bias = (batch[name].clone().requires_grad_() for name in ("x", "weight", "bias"))
+    y = layer(x, weight=weight, bias=bias, mask=batch["mask"] if mask else None)
+    y.backward(batch["dy"])
+    return {"y": y.detach(), "dx": x.grad, "dw": weight.grad, "db": bias.grad, **layer.state_dict()}
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 7), (12, 0)], ids=str)
+def test_conditional(two: Ranks, sizes: tuple[int, ...], mask: bool) -> None:
+    expected = conditional(-1, None, sizes, mask)
+    assert_equals_whole(two(conditional, sizes, mask), expected, cut_up=("y", "dx", "dw", "db"))
+
+
+def adaptive(rank: int, group: Any) -> dict[str, Tensor]:
+    layer = nk.AdaptiveBatchNorm2d(5, process_group=group)
+    batch = whole() if rank < 0 else cut(whole(), (4, 8), rank)
+    return step(layer, batch, residual=False, mask=True)
+
+
+def test_adaptive_trains_as_batch_norm(two: Ranks) -> None:
+    assert_equals_whole(two(adaptive), adaptive(-1, None))
+
+
 def compiled(rank: int, group: Any) -> list[bool]:
     """The graph breaks where processes meet; evaluation is one graph."""
     plain = nk.BatchNorm2d(5, process_group=group)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from normkit import processes
 from normkit.norms import inputs, mixing, tracking
 from normkit.norms.batch_norm import (
     BatchNorm1d,
@@ -136,6 +137,7 @@ class _Adaptive(_BatchNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        process_group: processes.Group = None,
         prior: float = 16.0,
         per_sample: bool = False,
     ) -> None:
@@ -150,6 +152,7 @@ class _Adaptive(_BatchNorm):
             dtype,
             bias=bias,
             activation=activation,
+            process_group=process_group,
         )
         self.prior, self.per_sample = prior, per_sample
 
@@ -204,6 +207,7 @@ class AdaptiveBatchNorm1d(_Adaptive, BatchNorm1d):
         dtype: of parameters and buffers.
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        process_group: processes whose batches are one in training, as in `BatchNorm1d`.
         prior: how many samples the running statistics are worth: 0 for none, infinity for no adaptation.
         per_sample: blend for each sample on its own.
 

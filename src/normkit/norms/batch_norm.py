@@ -81,16 +81,16 @@ def batch_norm(
     tensor([[-1., -1.],
             [ 1.,  1.]])
     """
-    if inputs.per_sample(weight, bias):
-        if training and processes.several(process_group):
-            raise NotImplementedError(
-                "an affine map for each sample with process_group: local statistics alone"
-            )
+    shared = training and processes.several(process_group)
+    each = inputs.per_sample(weight, bias)
+    if each and not shared:
         running = running_mean, running_var, num_batches_tracked, momentum
         affine = {"weight": weight, "bias": bias}
         return _conditional(input, *running, affine, training, eps, activation, residual, mask)
-    shared = training and processes.several(process_group)
-    _check(input, running_mean, running_var, weight, bias, training, eps, shared)
+    one = (None, None) if each else (weight, bias)
+    _check(input, running_mean, running_var, *one, training, eps, shared)
+    if each:
+        inputs.check_per_sample(input, input.shape[1:2], weight, bias)
     inputs.check_activation(activation)
     inputs.check_residual(residual, input)
     mask = inputs.expand_mask(mask, input)
@@ -187,14 +187,21 @@ def _shared(
     """By the statistics of all processes: y; mean and biased variance as rows of C; count."""
     share = processes.share(process_group, layer, _values(input))
 
+    each = inputs.per_sample(weight, bias)
+
     def combine(mean: Tensor, var: Tensor, count: int | Tensor, *affine: Tensor) -> Any:
-        mean, var, _ = share.merge(mean, var, count)
+        own_mean, own_var = mean, var
+        if each:  # moments of each sample, as the engine has both alike
+            own_mean, own_var = (row.squeeze(0) for row in pooled(mean, var, count, 0))
+            count = count.sum() if isinstance(count, Tensor) else count * mean.shape[0]
+        merged_mean, merged_var, _ = share.merge(own_mean, own_var, count)
         given = iter(affine)
-        return mean, var, *(None if p is None else next(given) for p in (weight, bias))
+        maps = (None if p is None else next(given) for p in (weight, bias))
+        return merged_mean.expand_as(mean), merged_var.expand_as(var), *maps
 
     parameters = [p for p in (weight, bias) if p is not None]
     y, _, _ = kernels.combined(
-        input, combine, parameters, eps, activation=activation, residual=residual, mask=mask
+        input, combine, parameters, eps, per_sample=each, activation=activation, residual=residual, mask=mask
     )
     assert share.stats is not None
     return y, share.stats, share.count
@@ -402,6 +409,8 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh. Tools of torch that
             build a new layer from this one, such as `convert_sync_batchnorm`, know of none of what follows `bias`.
+        process_group: processes whose batches are one in training, as in `SyncBatchNorm`: a group of
+            torch.distributed, or "world" for all that there are then; None for this process alone.
         training_statistics: those that normalize in training: "batch", or "running".
         evaluation_statistics: those that normalize in evaluation: "running", "batch", or "blend", the weighted
             mean of both, in which n samples at hand have weight n and the running ones `prior` (Schneider et al.,
@@ -423,7 +432,8 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`.
 
-    Arguments as in `BatchNorm1d`: torch's, and `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh).
+    Arguments as in `BatchNorm1d`: torch's, `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh) and
+    `process_group=`.
     `forward(input, *, residual=None, mask=None)` takes a residual of the input's shape and a mask (N, H, W).
 
     >>> BatchNorm2d(3, activation="silu")(torch.randn(2, 3, 8, 8)).shape
@@ -434,6 +444,7 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`.
 
-    Arguments as in `BatchNorm1d`: torch's, and `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh).
+    Arguments as in `BatchNorm1d`: torch's, `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh) and
+    `process_group=`.
     `forward(input, *, residual=None, mask=None)` takes a residual of the input's shape and a mask (N, D, H, W).
     """
