@@ -303,7 +303,7 @@ def _renorm_magnitudes(
 ) -> dict[str, np.ndarray]:
     """Those of batch norm with the weight γ r, and what d adds."""
     gamma = np.ones(6) if cache.weight is None else cache.weight
-    inner = magnitudes.of_norm(cache.batch, dz, {"weight": gamma * cache.r, "bias": gamma * cache.d})
+    inner = magnitudes.of_one_mean(cache.batch, dz, {"weight": gamma * cache.r, "bias": gamma * cache.d})
     shape = [6 if axis == 1 else 1 for axis in range(dz.ndim)]
     beta = 0.0 if cache.bias is None else np.abs(cache.bias).reshape(shape)
     xhat = cache.r.reshape(shape) * np.abs(cache.batch.xhat) + np.abs(cache.d).reshape(shape)
@@ -365,7 +365,13 @@ CASES = (
     Case("renorm2d", shape=(4, 6, 5, 3), **_renorm(2)),
     Case("renorm2d-silu", shape=(4, 6, 5, 3), **_renorm(2, activation="silu")),
     Case("renorm3d", shape=(3, 6, 2, 3, 4), **_renorm(3)),
-    Case("renorm2d-warm-up", shape=(4, 6, 5, 3), ours=partial(nk.BatchRenorm2d, 6), forward=_batch),
+    Case(
+        "renorm2d-warm-up",
+        shape=(4, 6, 5, 3),
+        ours=partial(nk.BatchRenorm2d, 6),
+        forward=_batch,
+        magnitudes=magnitudes.of_one_mean,
+    ),
     Case("layer", shape=(4, 5, 12), **_ln(12)),
     Case("layer-two-axes", shape=(4, 3, 5, 4), **_ln(5, 4)),
     Case("layer-no-bias", shape=(4, 12), **_ln(12, options={"bias": False})),

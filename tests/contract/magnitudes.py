@@ -107,8 +107,13 @@ def of_interpolation(cache: reference.Interpolation, dz: np.ndarray, parameters:
 def of_conditional(cache: reference.Conditional, dz: np.ndarray, parameters: Parameters) -> Magnitudes:
     """With the map of each sample; the batch's moments are pooled from those of samples, in float64."""
     each = {name: None if p is None else p[cache.labels] for name, p in parameters.items()}
-    terms = of_norm(cache.cache, dz, each)
-    offset = 1 + np.abs(cache.cache.mean).max() / np.sqrt(cache.cache.var + cache.cache.eps).min()
+    return of_one_mean(cache.cache, dz, each)
+
+
+def of_one_mean(cache: reference.Cache, dz: np.ndarray, parameters: Parameters) -> Magnitudes:
+    """For a mean that goes through `combined` as one float64 number: a large one rounds."""
+    terms = of_norm(cache, dz, parameters)
+    offset = 1 + np.abs(cache.mean).max() / np.sqrt(cache.var + cache.eps).min()
     far = {f"|far {name}|": terms[f"|{name}|"] * offset for name in ("dx", "dweight")}
     return {**terms, **far, "|far y|": terms["|far y|"] * offset}
 

@@ -100,7 +100,10 @@ def ghosts(
     residual = None if residual is None else cut(residual)
     y = affine(xhat, _view(weight, shape), _view(bias, shape), activation, residual, mask)
     statistics = torch.stack((mean.flatten(1), var.flatten(1)))
-    return y.flatten(0, 1)[:samples].to(x.dtype), statistics
+    y = y.flatten(0, 1)[:samples].to(x.dtype)
+    if not x.is_contiguous():  # cutting loses the memory format
+        y = y.movedim(1, -1).contiguous().movedim(-1, 1)
+    return y, statistics
 
 
 def rows(
