@@ -35,8 +35,8 @@ Call set(const Call& call, int64_t i) {
     one.y = moved(call.y, bytes), one.dx = moved(call.dx, bytes), one.dresidual = moved(call.dresidual, bytes);
     one.mask = moved(call.mask, first * call.S);
     const int64_t channels = i * call.C * int64_t(sizeof(double));
-    const int64_t affine = call.affine_per_sample ? i * call.C * size_of(call.weight.dtype) : 0;
-    one.weight.data = moved(call.weight.data, affine), one.bias.data = moved(call.bias.data, affine);
+    for (Parameter* p : {&one.weight, &one.bias})  // one of them may be absent, and without a dtype
+        if (call.affine_per_sample) p->data = moved(p->data, i * call.C * size_of(p->dtype));
     one.gradient_sums = moved(call.gradient_sums, channels), one.slopes = moved(call.slopes, channels);
     one.mean.data = moved(call.mean.data, groups), one.var.data = moved(call.var.data, groups);
     one.tail = moved(call.tail, groups), one.stats = moved(call.stats, groups);
