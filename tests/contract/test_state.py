@@ -8,8 +8,9 @@ import pickle
 
 import pytest
 import torch
-from cases import Case, every_case, every_mode, every_twin, every_twinless
-from torch import nn
+from cases import CASES, Case, every_case, every_mode, every_twin, every_twinless
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 
 def assert_same_state(ours: nn.Module, twin: nn.Module) -> None:
@@ -56,6 +57,37 @@ def test_state_dict_is_all_the_state(case: Case, training: bool) -> None:
     assert torch.equal(layer.train(training)(x), other.train(training)(x))
     for key, value in layer.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def stand_in(layer: nn.Module, how: str) -> None:
+    """Put something in the place of the parameter `weight`."""
+    if how == "parametrized":
+        parametrize.register_parametrization(layer, "weight", Doubled())
+    elif how == "pruned":
+        prune.random_unstructured(layer, "weight", amount=0.5)
+    elif how == "an attribute":
+        weight = layer.weight.detach()
+        del layer.weight
+        layer.weight = 2 * weight
+
+
+@pytest.mark.parametrize("how", ["parametrized", "pruned", "an attribute"])
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.twin and c.make().weight is not None], ids=lambda case: case.name
+)
+def test_what_stands_in_for_the_weight_is_used(case: Case, how: str) -> None:
+    ours, twin = case.make(), case.make_twin()
+    for layer in (ours, twin):
+        torch.manual_seed(0)  # what is pruned is drawn
+        stand_in(layer, how)
+    assert "weight" not in dict(ours.named_parameters())
+    x = case.input()
+    torch.testing.assert_close(ours(x), case.activate(twin(x)), rtol=1e-5, atol=1e-5)
 
 
 @every_case

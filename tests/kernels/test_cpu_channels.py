@@ -248,6 +248,16 @@ def test_nan_and_infinity_stay_in_their_channel(channels_last):
     assert bad.nonzero().flatten().tolist() == [3, 7, 17]
 
 
+def test_what_is_no_tensor_of_a_known_dtype_is_refused():
+    """The extension reads tensors itself: what it does not know must not be taken for memory."""
+    x, y, stats = torch.randn(4, 3), torch.empty(4, 3), torch.empty(3, 3, dtype=torch.float64)
+    arguments = y, None, None, None, None, None, None, None, stats
+    with pytest.raises(TypeError, match="a dtype that the kernels do not know"):
+        cpu._native.channels_forward(cpu.SUMS | cpu.OUTPUTS, 0, EPS, False, x.int(), *arguments)
+    with pytest.raises(AttributeError, match="shape"):
+        cpu._native.channels_forward(cpu.SUMS | cpu.OUTPUTS, 0, EPS, False, "x", *arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_more_than_two_to_the_31_elements(channels_last):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,10 @@ import normkit as nk
 from normkit import reference
 
 U32 = 2.0**-24
+
+
+class Named(Tensor):
+    """A tensor of its own kind."""
 
 
 def state_of(layer: nn.Module) -> dict[str, Tensor]:
@@ -148,6 +154,23 @@ class TestStatistics:
         torch.testing.assert_close(ours(x + 1), twin(x + 1), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(ours.eval()(x + 1), twin.eval()(x + 1), rtol=1e-6, atol=1e-6)
         assert all(torch.equal(before[k], v) for k, v in ours.state_dict().items())
+
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            lambda value: torch.full((3, 2), value)[:, 0],
+            lambda value: nn.Parameter(torch.full((3,), value), requires_grad=False),
+            lambda value: torch.full((3,), value).as_subclass(Named),
+        ],
+        ids=["strided", "parameter", "subclass"],
+    )
+    def test_running_statistics_of_any_kind_move(self, kept: Callable[[float], Tensor]) -> None:
+        x, mean, var = torch.randn(8, 3), torch.zeros(3), torch.ones(3)
+        others = kept(0.0), kept(1.0)
+        y = nk.functional.batch_norm(x, mean, var, training=True)
+        assert torch.equal(nk.functional.batch_norm(x, *others, training=True), y)
+        torch.testing.assert_close(others[0].as_subclass(Tensor), mean, rtol=U32, atol=0)
+        torch.testing.assert_close(others[1].as_subclass(Tensor), var, rtol=U32, atol=0)
 
     def test_functional_cumulative_average_counts(self) -> None:
         mean, var, count = torch.zeros(3), torch.ones(3), torch.tensor(0)

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state  # pyright: ignore
 from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.autograd import forward_ad
 from torch.nn import Parameter
@@ -41,6 +42,10 @@ __all__ = ["ACTIVATIONS", "explain", "release_memory"]
 
 ACTIVATIONS = tuple(composed.ACTIVATIONS)
 
+# Running mean and variance (C); their momentum, None for the average over all batches; how many those were.
+Running = tuple[Tensor, Tensor, float | None, Tensor | None]
+
+_OF_TORCH = (Tensor, Parameter)
 _BACKENDS = ("compiled", "composed")
 _ASKED = os.environ.get("NORMKIT_BACKEND", "compiled")
 
@@ -69,14 +74,20 @@ def release_memory() -> int:
     return 0 if compiled is None else compiled.cpu.release_memory()
 
 
-def _choose(x: Tensor, *parameters: Tensor | None, residual: Tensor | None = None) -> ModuleType:
+def _choose(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, residual: Tensor | None = None
+) -> ModuleType:
     """The backend that computes norms of x with these parameters, whose dtypes the kernels must know."""
     if compiled is None or _against(x, compiled) is not None:
         return composed
     if residual is not None and residual.dtype != x.dtype:
         return composed
-    dtypes = {parameter.dtype for parameter in parameters if parameter is not None}
-    return compiled if not dtypes or dtypes in ({x.dtype}, {torch.float32}) else composed
+    parameter = bias if weight is None else weight
+    if parameter is not None:
+        dtype = parameter.dtype
+        if dtype not in (x.dtype, torch.float32) or (bias is not None and bias.dtype != dtype):
+            return composed
+    return compiled
 
 
 def _against(x: Tensor, compiled: ModuleType) -> str | None:
@@ -91,13 +102,13 @@ def _against(x: Tensor, compiled: ModuleType) -> str | None:
         return f"no compiled kernels for {x.dtype}"
     if get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
         return "torch.func transforms and forward-mode differentiation take torch operations"
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+    if _get_tracing_state():
         return "torch.jit traces torch operations"
     if x.layout != torch.strided or x.numel() == 0:
         return "the tensor is empty or not strided"
     if compiled.is_watched():
         return None
-    if type(x) not in (Tensor, Parameter):
+    if type(x) not in _OF_TORCH:
         return f"{type(x).__name__} is a tensor of its own kind"
     return "the tensor is a negated view" if x.is_neg() else None
 
@@ -110,11 +121,18 @@ def channels(
     activation: str | None = None,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
-    """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance as rows of C; count."""
-    return _choose(x, weight, bias, residual=residual).channels(
-        x, weight, bias, eps, activation, residual, mask
-    )
+    """Batch norm of x (N, C, *) by its own statistics: y; mean and biased variance as rows of C; count.
+
+    Running statistics, where given, move once everything else has succeeded, as `statistics.update_running_` has it.
+    """
+    backend = _choose(x, weight, bias, residual)
+    y, stats, count = backend.channels(x, weight, bias, eps, activation, residual, mask)
+    if running is not None:
+        mean, var, momentum, batches = running
+        backend.update_running(mean, var, stats, count, momentum, batches, None)
+    return y, stats, count
 
 
 def ghosts(
@@ -128,9 +146,7 @@ def ghosts(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Batch norm of each run of `size` samples of x, the last one maybe smaller: y; its moments (rows, runs, C)."""
-    return _choose(x, weight, bias, residual=residual).ghosts(
-        x, size, weight, bias, eps, activation, residual, mask
-    )
+    return _choose(x, weight, bias, residual).ghosts(x, size, weight, bias, eps, activation, residual, mask)
 
 
 def channels_given(
@@ -145,7 +161,7 @@ def channels_given(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Batch norm of x (N, C, *) by given statistics (C), which are constants."""
-    return _choose(x, weight, bias, residual=residual).channels_given(
+    return _choose(x, weight, bias, residual).channels_given(
         x, mean, var, weight, bias, eps, activation, residual, mask
     )
 
@@ -228,7 +244,7 @@ def renorm(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
-    fused = is_plain(x) and _choose(x, weight, bias, residual=residual) is not composed
+    fused = is_plain(x) and _choose(x, weight, bias, residual) is not composed
     if _renorm is None or not fused or isinstance(r_max, Tensor) or isinstance(d_max, Tensor):
         return composed.renorm(
             x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask

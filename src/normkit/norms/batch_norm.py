@@ -91,9 +91,12 @@ def batch_norm(
     _check(input, running_mean, running_var, *one, training, eps, shared)
     if each:
         inputs.check_per_sample(input, input.shape[1:2], weight, bias)
-    inputs.check_activation(activation)
-    inputs.check_residual(residual, input)
-    mask = inputs.expand_mask(mask, input)
+    if activation is not None:
+        inputs.check_activation(activation)
+    if residual is not None:
+        inputs.check_residual(residual, input)
+    if mask is not None:
+        mask = inputs.expand_mask(mask, input)
     if not training:
         assert running_mean is not None
         assert running_var is not None
@@ -101,9 +104,14 @@ def batch_norm(
             input, running_mean, running_var, weight, bias, eps, activation, residual, mask
         )
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
-    y, stats, count = _by_batch(input, weight, bias, eps, activation, residual, mask, process_group, layer)
+    running = None
     if running_mean is not None and running_var is not None and not recomputing():
-        update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
+        running = running_mean, running_var, momentum, num_batches_tracked
+    if not shared:
+        return kernels.channels(input, weight, bias, eps, activation, residual, mask, running)[0]
+    y, stats, count = _by_batch(input, weight, bias, eps, activation, residual, mask, process_group, layer)
+    if running is not None:
+        update_running_(*running[:2], stats, count, *running[2:])
     return y
 
 
@@ -230,7 +238,7 @@ def _check(
         raise ValueError(f"batch norm eps must be positive in training and never negative, got {eps}")
     inputs.check_running(running_mean, running_var, needed=not training)
     inputs.check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    if training and not shared:
+    if training and not shared and input.numel() == input.shape[1]:
         inputs.check_several_values(_values(input), input, what="value per channel")
 
 
@@ -292,25 +300,26 @@ class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ig
                     f"accumulate; this layer has{str(self.tracking)[1:] or ' such a block around it'}"
                 )
             return self._forward_tracked(input, residual, mask)
-        # Statistics that are there normalize in evaluation even where they are no longer tracked.
-        running = not self.training or self.track_running_stats
         if self.process_group is not None and not self.training:
             processes.evaluates(self.process_group, self.identity)
-        running_mean = self.running_mean if running else None
-        running_var = self.running_var if running else None
+        own_weight, own_bias = inputs.own_affine(self)
+        running_mean = running_var = batches = None
+        # Statistics that are there normalize in evaluation even where they are no longer tracked.
+        if self.track_running_stats or not self.training:
+            running_mean, running_var, batches = inputs.own_running(self)
         return batch_norm(
             input,
             running_mean,
             running_var,
-            self.weight if weight is None else weight,
-            self.bias if bias is None else bias,
+            own_weight if weight is None else weight,
+            own_bias if bias is None else bias,
             self.training or (running_mean is None and running_var is None),
             self.momentum,
             self.eps,
             activation=self.activation,
             residual=residual,
             mask=mask,
-            num_batches_tracked=self.num_batches_tracked if self.training and running else None,
+            num_batches_tracked=batches if self.training else None,
             process_group=self.process_group if self.training else None,
             layer=self.identity,
         )

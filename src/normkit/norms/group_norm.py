@@ -62,10 +62,12 @@ def group_norm(
     if mask is not None or inputs.per_sample(weight, bias):
         return _combined(input, num_groups, weight, bias, eps, activation, mask)
     inputs.check_channels(input, weight=weight, bias=bias)
-    inputs.check_activation(activation)
+    if activation is not None:
+        inputs.check_activation(activation)
     # torch lets one value per group pass when there are several samples; so do we.
-    values = inputs.count([input.shape[0], channels // num_groups, *input.shape[2:]])
-    inputs.check_several_values(values, input, what="value per channel")
+    if input.numel() == num_groups:
+        values = inputs.count([input.shape[0], channels // num_groups, *input.shape[2:]])
+        inputs.check_several_values(values, input, what="value per channel")
     return kernels.groups(input, num_groups, weight, bias, eps, activation)[0]
 
 
@@ -154,11 +156,12 @@ class GroupNorm(torch.nn.GroupNorm):
 
         A weight or bias given here, (C) or (N, C), stands in for the layer's own.
         """
+        own_weight, own_bias = inputs.own_affine(self)
         return group_norm(
             input,
             self.num_groups,
-            self.weight if weight is None else weight,
-            self.bias if bias is None else bias,
+            own_weight if weight is None else weight,
+            own_bias if bias is None else bias,
             self.eps,
             activation=self.activation,
             mask=mask,

@@ -41,21 +41,21 @@ def check_last_axes(
     name: str, x: Tensor, normalized_shape: Sequence[int], **parameters: Tensor | None
 ) -> None:
     """The input ends in the axes that share a statistic, and parameters have their shape."""
-    shape = list(normalized_shape)
+    shape = tuple(normalized_shape)
     if not shape:
-        raise RuntimeError(f"Expected normalized_shape to be at least 1-dimensional, got {shape}")
-    if list(x.shape[max(x.dim() - len(shape), 0) :]) != shape:
+        raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, got []")
+    if x.shape[-len(shape) :] != shape:
         sizes = ", ".join(["*", *map(str, shape)])
         raise RuntimeError(
-            f"Given normalized_shape={shape}, expected input with shape [{sizes}], "
+            f"Given normalized_shape={list(shape)}, expected input with shape [{sizes}], "
             f"but got input of size {list(x.shape)}"
         )
     check_dtype(name, x)
     for parameter_name, parameter in parameters.items():
         if parameter is not None:
-            if list(parameter.shape) != shape:
+            if parameter.shape != shape:
                 raise RuntimeError(
-                    f"Expected {parameter_name} to be of same shape as normalized_shape {shape}, "
+                    f"Expected {parameter_name} to be of same shape as normalized_shape {list(shape)}, "
                     f"but got {list(parameter.shape)}"
                 )
             check_device(parameter_name, parameter, x)
@@ -140,6 +140,34 @@ def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor 
             "all channels share it, so drop their axis, or add missing ones with mask[:, None]"
         )
     return mask.expand(shape)
+
+
+# A layer's tensors, from where torch.nn.Module holds them: as attributes they are slow to find, 0.4 us each. What
+# stands in for a parameter, as parametrizations and pruning have it, is an attribute alone.
+
+
+def own_weight(layer: torch.nn.Module) -> Tensor | None:
+    """The layer's weight."""
+    held = layer._parameters  # pyright: ignore[reportPrivateUsage]
+    if "weight" in held:
+        return held["weight"]
+    return layer.weight  # pyright: ignore[reportReturnType]
+
+
+def own_affine(layer: torch.nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """The layer's weight and bias."""
+    held = layer._parameters  # pyright: ignore[reportPrivateUsage]
+    if "weight" in held and "bias" in held:
+        return held["weight"], held["bias"]
+    return layer.weight, layer.bias  # pyright: ignore[reportReturnType]
+
+
+def own_running(layer: torch.nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The layer's running_mean, running_var and num_batches_tracked."""
+    held = layer._buffers  # pyright: ignore[reportPrivateUsage]
+    if "running_mean" in held and "running_var" in held and "num_batches_tracked" in held:
+        return held["running_mean"], held["running_var"], held["num_batches_tracked"]
+    return layer.running_mean, layer.running_var, layer.num_batches_tracked  # pyright: ignore[reportReturnType]
 
 
 def repr_activation(activation: str | None) -> str:

@@ -67,7 +67,8 @@ def instance_norm(
         running = running_mean, running_var
         return _combined(input, *running, affine, use_input_stats, momentum, eps, activation, mask)
     values = _check(input, running_mean, running_var, weight, bias, use_input_stats)
-    inputs.check_activation(activation)
+    if activation is not None:
+        inputs.check_activation(activation)
     if not use_input_stats:
         assert running_mean is not None
         assert running_var is not None
@@ -196,12 +197,14 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ig
         if input.shape[axis] != self.num_features:
             self._wrong_channels(input.shape[axis], axis, used=weight is not None or bias is not None)
         batch = input if axis == 1 else input.unsqueeze(0)
+        own_weight, own_bias = inputs.own_affine(self)
+        running_mean, running_var, _ = inputs.own_running(self)
         y = instance_norm(
             batch,
-            self.running_mean,
-            self.running_var,
-            self.weight if weight is None else weight,
-            self.bias if bias is None else bias,
+            running_mean,
+            running_var,
+            own_weight if weight is None else weight,
+            own_bias if bias is None else bias,
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,

@@ -77,6 +77,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
         A weight or bias given here, of normalized_shape or one per sample, stands in for the layer's own.
         """
-        weight = self.weight if weight is None else weight
-        bias = self.bias if bias is None else bias
+        own_weight, own_bias = inputs.own_affine(self)
+        weight = own_weight if weight is None else weight
+        bias = own_bias if bias is None else bias
         return layer_norm(input, self.normalized_shape, weight, bias, self.eps, mask=mask)

@@ -11,6 +11,8 @@ from normkit import kernels
 from normkit.norms import inputs, rows
 from normkit.norms.tracing import one_node
 
+_EPS32, _EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+
 
 def rms_norm(
     input: Tensor,
@@ -46,7 +48,7 @@ def rms_norm(
     """
     inputs.check_last_axes("RMS norm", input, normalized_shape, weight=weight)
     if eps is None:
-        eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+        eps = _EPS64 if input.dtype == torch.float64 else _EPS32
     if mask is not None:
         return rows.general("RMS norm", input, normalized_shape, weight, None, eps, mask, centered=False)
     return kernels.rows(input, len(normalized_shape), weight, None, eps, centered=False)
@@ -64,4 +66,4 @@ class RMSNorm(torch.nn.RMSNorm):
     @one_node
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Normalize; see `normkit.functional.rms_norm`."""
-        return rms_norm(x, self.normalized_shape, self.weight, self.eps, mask=mask)
+        return rms_norm(x, self.normalized_shape, inputs.own_weight(self), self.eps, mask=mask)

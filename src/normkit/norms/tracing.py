@@ -6,8 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch.fx
+import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 _Forward = TypeVar("_Forward", bound=Callable[..., Tensor])
 
@@ -21,10 +22,10 @@ def one_node(forward: _Forward) -> _Forward:
 
     @functools.wraps(forward)
     def traced(self: torch.nn.Module, input: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(input, torch.fx.Proxy):
+        if isinstance(input, Proxy):
             tracer = input.tracer
             path = tracer.path_of_module(self)  # pyright: ignore[reportAttributeAccessIssue]
             return tracer.create_proxy("call_module", path, (input, *args), kwargs)
-        return forward(self, input, *args, **kwargs)
+        return forward(self, input, *args, **kwargs) if args or kwargs else forward(self, input)
 
     return traced  # pyright: ignore[reportReturnType]

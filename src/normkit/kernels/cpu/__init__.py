@@ -31,7 +31,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 SUMS, OUTPUTS = 1, 2  # the stages of a call
-_F64 = DTYPES[torch.float64]
+_BOTH = SUMS | OUTPUTS
 _POOLED = _native.pooled_bytes() or sys.maxsize
 _MOST_AXES = 8
 
@@ -56,12 +56,10 @@ def channels_moments(x: Tensor, mask: Tensor | None = None, per_sample: bool = F
 
     `per_sample`: (3, N, C), of each sample; the count is that of a sample without a mask.
     """
-    N, C, S, last = _sizes(x)
-    stats = torch.empty((3, N, C) if per_sample else (3, C), dtype=torch.float64)
+    stats = torch.empty((3, *x.shape[:2]) if per_sample else (3, x.shape[1]), dtype=torch.float64)
     count = _native.channels_forward(
-        N, C, S, DTYPES[x.dtype], last, per_sample, SUMS, 0, 0.0, x.data_ptr(), 0, 0, 0, 0, 0, _address(mask),
-        0, 0, 0, 0, stats.data_ptr(),
-    )  # fmt: skip
+        SUMS, 0, 0.0, per_sample, x, None, None, None, None, mask, None, None, None, stats
+    )
     return stats, count
 
 
@@ -82,12 +80,9 @@ def channels_normalize(
     `mean` and `var` share a dtype; `tail` is float64. Where they are (N, C), each sample has its own, as it has
     its own weight and bias then; all are float64.
     """
-    N, C, S, last = _sizes(x)
     y = _output(x)
     _native.channels_forward(
-        N, C, S, DTYPES[x.dtype], last, mean.dim() > 1, OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], 0,
+        OUTPUTS, activation, eps, mean.dim() > 1, x, y, weight, bias, residual, mask, mean, var, tail, None
     )  # fmt: skip
     return y
 
@@ -102,13 +97,10 @@ def channels_forward(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """The same with the statistics of `x` itself: y, the statistics (3, C), elements per channel."""
-    N, C, S, last = _sizes(x)
     y = _output(x)
-    stats = torch.empty((3, C), dtype=torch.float64)
+    stats = torch.empty(3, x.shape[1], dtype=torch.float64)
     count = _native.channels_forward(
-        N, C, S, DTYPES[x.dtype], last, False, SUMS | OUTPUTS, activation, eps, x.data_ptr(), y.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        0, 0, 0, 0, stats.data_ptr(),
+        _BOTH, activation, eps, False, x, y, weight, bias, residual, mask, None, None, None, stats
     )  # fmt: skip
     return y, stats, count
 
@@ -130,13 +122,10 @@ def channels_gradient_sums(
 
     dz = dy activation'(z), with z recomputed from `x` and `residual`. Statistics as in channels_normalize.
     """
-    N, C, S, last = _sizes(x)
     sums = torch.empty((2, *mean.shape), dtype=torch.float64)
     _native.channels_backward(
-        N, C, S, DTYPES[x.dtype], last, mean.dim() > 1, SUMS, activation, eps, x.data_ptr(), dy.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype],
-        True, 0, 0, 0, 0, 0, sums.data_ptr(),
+        SUMS, activation, eps, mean.dim() > 1, x, dy, weight, bias, residual, mask, mean, var, tail, None,
+        True, None, None, None, None, None, sums,
     )  # fmt: skip
     return sums
 
@@ -159,14 +148,11 @@ def channels_input_gradient(
 
     dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1]; without slopes the statistics are constants.
     """
-    N, C, S, last = _sizes(x)
     dx = _output(x)
     dresidual = None if residual is None else _output(x)
     _native.channels_backward(
-        N, C, S, DTYPES[x.dtype], last, mean.dim() > 1, OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean.data_ptr(), var.data_ptr(), _address(tail), DTYPES[mean.dtype], slopes is None, _address(slopes),
-        dx.data_ptr(), _address(dresidual), 0, 0, 0,
+        OUTPUTS, activation, eps, mean.dim() > 1, x, dy, weight, bias, residual, mask, mean, var, tail, None,
+        slopes is None, slopes, dx, dresidual, None, None, None,
     )  # fmt: skip
     return dx, dresidual
 
@@ -182,12 +168,19 @@ def channels_backward(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dweight, dbias, dresidual, from the statistics (3, C) that channels_forward returned."""
-    mean = stats.data_ptr()
-    row = 8 * x.shape[1]
-    return _channels_backward(
-        x, dy, mean, mean + row, mean + 2 * row, _F64, False, weight, bias, eps, activation, residual, mask
-    )
+    """dx, dweight, dbias, dresidual, from the statistics (3, C) that channels_forward returned.
+
+    The sums, then the input gradient, block by block while a block is in the cache.
+    """
+    dx = _output(x)
+    dresidual = None if residual is None else _output(x)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dbias = None if bias is None else torch.empty_like(bias)
+    _native.channels_backward(
+        _BOTH, activation, eps, False, x, dy, weight, bias, residual, mask, None, None, None, stats,
+        False, None, dx, dresidual, dweight, dbias, None,
+    )  # fmt: skip
+    return dx, dweight, dbias, dresidual
 
 
 def channels_backward_evaluation(
@@ -203,38 +196,13 @@ def channels_backward_evaluation(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The same with statistics (C) that do not depend on `x`: dx = weight / sqrt(var + eps) dz."""
-    return _channels_backward(
-        x, dy, mean.data_ptr(), var.data_ptr(), 0, DTYPES[mean.dtype], True, weight, bias, eps, activation,
-        residual, mask,
-    )  # fmt: skip
-
-
-def _channels_backward(
-    x: Tensor,
-    dy: Tensor,
-    mean: int,
-    var: int,
-    tail: int,
-    statistics_dtype: int,
-    constant: bool,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: int,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The sums, then the input gradient, block by block while a block is in the cache."""
-    N, C, S, last = _sizes(x)
     dx = _output(x)
     dresidual = None if residual is None else _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.channels_backward(
-        N, C, S, DTYPES[x.dtype], last, False, SUMS | OUTPUTS, activation, eps, x.data_ptr(), dy.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        mean, var, tail, statistics_dtype, constant, 0,
-        dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias), 0,
+        _BOTH, activation, eps, False, x, dy, weight, bias, residual, mask, mean, var, None, None,
+        True, None, dx, dresidual, dweight, dbias, None,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual
 
@@ -252,13 +220,9 @@ def groups_forward(
 
     Instance norm is `num_groups` = C. Not `centred`: the mean is taken to be 0, the variance is the mean square.
     """
-    N, C, S, last = _sizes(x)
     y = _output(x)
-    stats = torch.empty((3, N, num_groups), dtype=torch.float64)
-    _native.groups_forward(
-        N, C, S, num_groups, DTYPES[x.dtype], last, centred, activation, eps, x.data_ptr(), y.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
-    )  # fmt: skip
+    stats = torch.empty(3, x.shape[0], num_groups, dtype=torch.float64)
+    _native.groups_forward(num_groups, centred, activation, eps, x, y, weight, bias, stats)
     return y, stats
 
 
@@ -273,14 +237,11 @@ def groups_backward(
     centred: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias of group norm with the statistics that groups_forward returned."""
-    N, C, S, last = _sizes(x)
     dx = _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.groups_backward(
-        N, C, S, stats.shape[2], DTYPES[x.dtype], last, centred, activation, eps, x.data_ptr(), dy.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
-        dx.data_ptr(), _address(dweight), _address(dbias),
+        stats.shape[2], centred, activation, eps, x, dy, weight, bias, stats, dx, dweight, dbias
     )  # fmt: skip
     return dx, dweight, dbias
 
@@ -296,13 +257,10 @@ def ghosts_forward(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Batch norm of each run of `together` samples of `x`, and of what remains: y and the statistics (3, runs, C)."""
-    N, C, S, last = _sizes(x)
+    N, C = x.shape[0], x.shape[1]
     y = _output(x)
-    stats = torch.empty((3, (N + together - 1) // together, C), dtype=torch.float64)
-    _native.ghosts_forward(
-        N, C, S, together, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask), stats.data_ptr(),
-    )  # fmt: skip
+    stats = torch.empty(3, (N + together - 1) // together, C, dtype=torch.float64)
+    _native.ghosts_forward(together, activation, eps, x, y, weight, bias, residual, mask, stats)
     return y, stats
 
 
@@ -319,16 +277,13 @@ def ghosts_backward(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """dx, dweight, dbias, dresidual of it, from the statistics that ghosts_forward returned."""
-    N, C, S, last = _sizes(x)
     dx = _output(x)
     dresidual = None if residual is None else _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
     _native.ghosts_backward(
-        N, C, S, together, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), dy.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask), stats.data_ptr(),
-        dx.data_ptr(), _address(dresidual), _address(dweight), _address(dbias),
-    )  # fmt: skip
+        together, activation, eps, x, dy, weight, bias, residual, mask, stats, dx, dresidual, dweight, dbias
+    )
     return dx, dweight, dbias, dresidual
 
 
@@ -349,15 +304,24 @@ def renorm_forward(
 
     That is, in float64: r, d, and the weight r and the bias + weight d with which channels_backward takes y back.
     """
-    N, C, S, last = _sizes(x)
     y = _output(x)
-    stats, corrected = torch.empty((7, C), dtype=torch.float64).split((3, 4))
+    stats, corrected = torch.empty(7, x.shape[1], dtype=torch.float64).split((3, 4))
     _native.renorm_forward(
-        N, C, S, DTYPES[x.dtype], last, activation, eps, x.data_ptr(), y.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), _address(residual), _address(mask),
-        known_mean.data_ptr(), known_var.data_ptr(), DTYPES[known_mean.dtype], r_max, d_max, stats.data_ptr(),
-        corrected.data_ptr(),
-    )  # fmt: skip
+        activation,
+        eps,
+        x,
+        y,
+        weight,
+        bias,
+        residual,
+        mask,
+        known_mean,
+        known_var,
+        r_max,
+        d_max,
+        stats,
+        corrected,
+    )
     return y, stats, corrected
 
 
@@ -370,11 +334,8 @@ def rows_forward(
     """
     R = x.numel() // M
     y = _output(x)
-    stats = torch.empty((3, R), dtype=torch.float64)
-    _native.rows_forward(
-        R, M, DTYPES[x.dtype], centred, eps, x.data_ptr(), y.data_ptr(),
-        _address(weight), _address(bias), _dtype(weight, bias), stats.data_ptr(),
-    )  # fmt: skip
+    stats = torch.empty(3, R, dtype=torch.float64)
+    _native.rows_forward(R, centred, eps, x, y, weight, bias, stats)
     return y, stats
 
 
@@ -388,15 +349,10 @@ def rows_backward(
     centred: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias of layer norm or RMS norm with the statistics that rows_forward returned."""
-    R = stats.shape[1]
     dx = _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
-    _native.rows_backward(
-        R, x.numel() // R, DTYPES[x.dtype], centred, eps, x.data_ptr(), dy.data_ptr(),
-        _address(weight), _dtype(weight, bias), stats.data_ptr(),
-        dx.data_ptr(), _address(dweight), _address(dbias),
-    )  # fmt: skip
+    _native.rows_backward(stats.shape[1], centred, eps, x, dy, weight, bias, stats, dx, dweight, dbias)
     return dx, dweight, dbias
 
 
@@ -415,37 +371,15 @@ def update_running(
     move nothing; nor do statistics that are not finite where num_batches_skipped is there to count them. With
     `stats` (2 or more, K, C) and `count` (K) of int64, K batches that follow one another.
     """
-    C = running_mean.shape[0]
-    if isinstance(count, int):
-        sets, number, counts = 1, count, 0
-    else:
-        sets, number, counts = count.numel(), 0, count.data_ptr()
+    number, counts = (count, None) if isinstance(count, int) else (0, count)
     _native.update_running(
-        C, sets, number, counts, momentum or 0.0, momentum is None, stats.data_ptr(),
-        running_mean.data_ptr(), running_var.data_ptr(), DTYPES[running_mean.dtype],
-        _address(num_batches_tracked), _address(num_batches_skipped),
+        number, counts, momentum or 0.0, momentum is None, stats, running_mean, running_var,
+        num_batches_tracked, num_batches_skipped,
     )  # fmt: skip
 
 
 def _output(x: Tensor) -> Tensor:
     """Uninitialized, like `x`, which is dense; a large one in memory of the pool."""
-    if x.nbytes < _POOLED or x.dim() > _MOST_AXES:
-        return torch.empty_like(x)
-    return from_dlpack(_native.pooled(x.shape, x.stride(), DTYPES[x.dtype]))
-
-
-def _sizes(x: Tensor) -> tuple[int, int, int, bool]:
-    """N, C, S, and whether channels lie side by side."""
-    shape = x.shape
-    N, C = shape[0], shape[1]
-    S = 1 if len(shape) == 2 else x.numel() // (N * C)
-    return N, C, S, S == 1 or not x.is_contiguous()
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _dtype(weight: Tensor | None, bias: Tensor | None) -> int:
-    parameter = bias if weight is None else weight
-    return 0 if parameter is None else DTYPES[parameter.dtype]
+    if x.nbytes >= _POOLED and x.dim() <= _MOST_AXES:
+        return from_dlpack(_native.pooled(x.shape, x.stride(), DTYPES[x.dtype]))
+    return torch.empty_like(x)

@@ -1,7 +1,7 @@
-// Bindings of the kernels, and nothing else. Tensors pass as addresses; an absent one is 0. Whoever calls has
-// checked shapes, dtypes and layouts: kernels/cpu/__init__.py does.
+// Bindings of the kernels, and nothing else. Whoever calls has checked shapes, dtypes and layouts.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -17,14 +17,13 @@
 #include "dlpack.hpp"
 #include "isa.hpp"
 #include "pool.hpp"
+#include "tensor.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 using namespace normkit;
 
 namespace {
-
-using Address = uintptr_t;
 
 const Kernels& kernels() {
     static const Kernels& chosen = choose_kernels(std::getenv("NORMKIT_ISA"));
@@ -57,155 +56,162 @@ auto run(Kernel kernel, const Arguments& call, int64_t elements) {
     return kernel(call);
 }
 
-template <class P>
-P* at(Address address) {
-    return reinterpret_cast<P*>(address);
+template <class P = void>
+P* data(const Maybe& tensor) {
+    return tensor ? tensor->data<P>() : nullptr;
 }
-Parameter parameter(Address address, int dtype) { return {at<void>(address), DType(dtype)}; }
+// Two that share a dtype, either of which may be absent.
+void set(Parameter& a, const Maybe& of_a, Parameter& b, const Maybe& of_b) {
+    const DType dtype = of_a ? of_a->dtype() : of_b ? of_b->dtype() : DType{};
+    a = {data(of_a), dtype}, b = {data(of_b), dtype};
+}
 
-// One set of statistics for each channel, or for each sample and channel, parameters alike.
-Call sets(int64_t N, int64_t C, int64_t S, bool per_sample) {
+// Sizes, layout and dtype of x (N, C, *spatial), and what else every call of the two families has.
+Call about(const Tensor& x, const Maybe& weight, const Maybe& bias, int stages, int activation, double eps) {
     Call call{};
-    call.N = call.of_samples = N, call.C = call.G = C, call.S = S;
-    call.affine_per_sample = per_sample;
-    call.stats_stride = call.sums_stride = per_sample ? N * C : C;
+    const nb::object shape = x.shape();
+    const auto size = [&](Py_ssize_t axis) { return PyLong_AsLongLong(PyTuple_GetItem(shape.ptr(), axis)); };
+    call.N = call.of_samples = size(0), call.C = size(1), call.S = 1;
+    for (Py_ssize_t axis = 2; axis < PyTuple_Size(shape.ptr()); ++axis) call.S *= size(axis);
+    call.channels_last = call.S == 1 || !x.is_contiguous();
+    call.dtype = x.dtype(), call.stages = stages, call.activation = Activation(activation), call.eps = eps;
+    call.x = x.data<void>();
+    set(call.weight, weight, call.bias, bias);
     return call;
 }
 
-int64_t channels_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, bool per_sample, int stages,
-                         int activation, double eps, Address x, Address y, Address weight, Address bias,
-                         int parameter_dtype, Address residual, Address mask, Address mean, Address var, Address tail,
-                         int statistics_dtype, Address stats) {
-    Call call = sets(N, C, S, per_sample);
-    call.dtype = DType(dtype), call.channels_last = channels_last;
-    call.stages = stages, call.activation = Activation(activation), call.eps = eps;
-    call.x = at<void>(x), call.y = at<void>(y), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
-    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
-    call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
-    call.tail = at<double>(tail), call.stats = at<double>(stats);
-    if (!per_sample) return run(kernels().channels_forward, call, N * C * S);
-    run(kernels().groups_forward, call, N * C * S);
-    return S;
+// One set of statistics for each channel, or for each sample and channel, parameters alike.
+void of_channels(Call& call, bool per_sample, const Maybe& residual, const Maybe& mask, const Maybe& mean,
+                 const Maybe& var, const Maybe& tail) {
+    call.G = call.C, call.affine_per_sample = per_sample;
+    call.stats_stride = call.sums_stride = per_sample ? call.N * call.C : call.C;
+    call.residual = data(residual), call.mask = data<uint8_t>(mask);
+    set(call.mean, mean, call.var, var);
+    call.tail = data<double>(tail);
 }
 
-void channels_backward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, bool per_sample, int stages,
-                       int activation, double eps, Address x, Address dy, Address weight, Address bias,
-                       int parameter_dtype, Address residual, Address mask, Address mean, Address var, Address tail,
-                       int statistics_dtype, bool constant_statistics, Address slopes, Address dx, Address dresidual,
-                       Address dweight, Address dbias, Address sums) {
-    Call call = sets(N, C, S, per_sample);
-    call.dtype = DType(dtype), call.channels_last = channels_last;
-    call.stages = stages, call.activation = Activation(activation), call.eps = eps;
-    call.x = at<void>(x), call.dy = at<void>(dy), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
-    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
-    call.mean = parameter(mean, statistics_dtype), call.var = parameter(var, statistics_dtype);
-    call.tail = at<double>(tail);
-    call.constant_statistics = constant_statistics, call.slopes = at<double>(slopes);
-    call.dx = at<void>(dx), call.dresidual = at<void>(dresidual), call.gradient_sums = at<double>(sums);
-    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
-    run(per_sample ? kernels().groups_backward : kernels().channels_backward, call, N * C * S);
+// The rows of `stats` are given: mean, biased variance and tail.
+void give(Call& call, double* stats) {
+    call.mean = {stats, DType::f64}, call.var = {stats + call.stats_stride, DType::f64};
+    call.tail = stats + 2 * call.stats_stride;
 }
 
-void groups_forward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, bool centred,
-                    int activation, double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
-                    Address stats) {
-    Call call{};
-    call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
-    call.dtype = DType(dtype), call.channels_last = channels_last, call.uncentred = !centred;
-    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
-    call.x = at<void>(x), call.y = at<void>(y), call.stats = at<double>(stats);
-    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
-    run(kernels().groups_forward, call, N * C * S);
+void gradients(Call& call, const Maybe& dweight, const Maybe& dbias) {
+    call.dweight = {data(dweight), call.weight.dtype}, call.dbias = {data(dbias), call.bias.dtype};
 }
 
-void groups_backward(int64_t N, int64_t C, int64_t S, int64_t G, int dtype, bool channels_last, bool centred,
-                     int activation, double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
-                     Address stats, Address dx, Address dweight, Address dbias) {
-    Call call{};
-    call.N = call.of_samples = N, call.C = C, call.S = S, call.G = G, call.stats_stride = N * G;
-    call.dtype = DType(dtype), call.channels_last = channels_last, call.uncentred = !centred;
-    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
-    call.x = at<void>(x), call.dy = at<void>(dy), call.dx = at<void>(dx);
-    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
-    call.mean = {at<double>(stats), DType::f64}, call.var = {at<double>(stats) + N * G, DType::f64};
-    call.tail = at<double>(stats) + 2 * N * G;
-    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
-    run(kernels().groups_backward, call, N * C * S);
+int64_t channels_forward(int stages, int activation, double eps, bool per_sample, Tensor x, Maybe y, Maybe weight,
+                         Maybe bias, Maybe residual, Maybe mask, Maybe mean, Maybe var, Maybe tail, Maybe stats) {
+    Call call = about(x, weight, bias, stages, activation, eps);
+    of_channels(call, per_sample, residual, mask, mean, var, tail);
+    call.y = data(y), call.stats = data<double>(stats);
+    if (!per_sample) return run(kernels().channels_forward, call, call.N * call.C * call.S);
+    run(kernels().groups_forward, call, call.N * call.C * call.S);
+    return call.S;
+}
+
+void channels_backward(int stages, int activation, double eps, bool per_sample, Tensor x, Tensor dy, Maybe weight,
+                       Maybe bias, Maybe residual, Maybe mask, Maybe mean, Maybe var, Maybe tail, Maybe stats,
+                       bool constant_statistics, Maybe slopes, Maybe dx, Maybe dresidual, Maybe dweight, Maybe dbias,
+                       Maybe sums) {
+    Call call = about(x, weight, bias, stages, activation, eps);
+    of_channels(call, per_sample, residual, mask, mean, var, tail);
+    if (stats) give(call, stats->data<double>());
+    call.constant_statistics = constant_statistics, call.slopes = data<double>(slopes);
+    call.dy = dy.data<void>(), call.dx = data(dx), call.dresidual = data(dresidual);
+    call.gradient_sums = data<double>(sums);
+    gradients(call, dweight, dbias);
+    run(per_sample ? kernels().groups_backward : kernels().channels_backward, call, call.N * call.C * call.S);
+}
+
+void groups_forward(int64_t G, bool centred, int activation, double eps, Tensor x, Tensor y, Maybe weight, Maybe bias,
+                    Tensor stats) {
+    Call call = about(x, weight, bias, kSums | kOutputs, activation, eps);
+    call.G = G, call.stats_stride = call.N * G, call.uncentred = !centred;
+    call.y = y.data<void>(), call.stats = stats.data<double>();
+    run(kernels().groups_forward, call, call.N * call.C * call.S);
+}
+
+void groups_backward(int64_t G, bool centred, int activation, double eps, Tensor x, Tensor dy, Maybe weight, Maybe bias,
+                     Tensor stats, Tensor dx, Maybe dweight, Maybe dbias) {
+    Call call = about(x, weight, bias, kSums | kOutputs, activation, eps);
+    call.G = G, call.stats_stride = call.N * G, call.uncentred = !centred;
+    call.dy = dy.data<void>(), call.dx = dx.data<void>();
+    give(call, stats.data<double>());
+    gradients(call, dweight, dbias);
+    run(kernels().groups_backward, call, call.N * call.C * call.S);
 }
 
 // Ghost batch norm: statistics of each run of `together` samples, and of what remains.
-Call ghosts(int64_t N, int64_t C, int64_t S, int64_t together, int dtype, bool channels_last, int activation,
-            double eps, Address x, Address weight, Address bias, int parameter_dtype, Address residual, Address mask) {
-    Call call = sets(N, C, S, false);
-    call.together = together, call.stats_stride = (N + together - 1) / together * C;
-    call.dtype = DType(dtype), call.channels_last = channels_last;
-    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
-    call.x = at<void>(x), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
-    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
+Call ghosts(int64_t together, int activation, double eps, const Tensor& x, const Maybe& weight, const Maybe& bias,
+            const Maybe& residual, const Maybe& mask) {
+    Call call = about(x, weight, bias, kSums | kOutputs, activation, eps);
+    of_channels(call, false, residual, mask, {}, {}, {});
+    call.together = together, call.stats_stride = (call.N + together - 1) / together * call.C;
     return call;
 }
 
-void ghosts_forward(int64_t N, int64_t C, int64_t S, int64_t together, int dtype, bool channels_last, int activation,
-                    double eps, Address x, Address y, Address weight, Address bias, int parameter_dtype,
-                    Address residual, Address mask, Address stats) {
-    Call call = ghosts(N, C, S, together, dtype, channels_last, activation, eps, x, weight, bias, parameter_dtype,
-                       residual, mask);
-    call.y = at<void>(y), call.stats = at<double>(stats);
-    run(kernels().groups_forward, call, N * C * S);
+void ghosts_forward(int64_t together, int activation, double eps, Tensor x, Tensor y, Maybe weight, Maybe bias,
+                    Maybe residual, Maybe mask, Tensor stats) {
+    Call call = ghosts(together, activation, eps, x, weight, bias, residual, mask);
+    call.y = y.data<void>(), call.stats = stats.data<double>();
+    run(kernels().groups_forward, call, call.N * call.C * call.S);
 }
 
-void ghosts_backward(int64_t N, int64_t C, int64_t S, int64_t together, int dtype, bool channels_last, int activation,
-                     double eps, Address x, Address dy, Address weight, Address bias, int parameter_dtype,
-                     Address residual, Address mask, Address stats, Address dx, Address dresidual, Address dweight,
-                     Address dbias) {
-    Call call = ghosts(N, C, S, together, dtype, channels_last, activation, eps, x, weight, bias, parameter_dtype,
-                       residual, mask);
-    call.dy = at<void>(dy), call.dx = at<void>(dx), call.dresidual = at<void>(dresidual);
-    call.mean = {at<double>(stats), DType::f64}, call.var = {at<double>(stats) + call.stats_stride, DType::f64};
-    call.tail = at<double>(stats) + 2 * call.stats_stride;
-    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
-    run(kernels().groups_backward, call, N * C * S);
+void ghosts_backward(int64_t together, int activation, double eps, Tensor x, Tensor dy, Maybe weight, Maybe bias,
+                     Maybe residual, Maybe mask, Tensor stats, Tensor dx, Maybe dresidual, Maybe dweight,
+                     Maybe dbias) {
+    Call call = ghosts(together, activation, eps, x, weight, bias, residual, mask);
+    call.dy = dy.data<void>(), call.dx = dx.data<void>(), call.dresidual = data(dresidual);
+    give(call, stats.data<double>());
+    gradients(call, dweight, dbias);
+    run(kernels().groups_backward, call, call.N * call.C * call.S);
 }
 
-void renorm_forward(int64_t N, int64_t C, int64_t S, int dtype, bool channels_last, int activation, double eps,
-                    Address x, Address y, Address weight, Address bias, int parameter_dtype, Address residual,
-                    Address mask, Address known_mean, Address known_var, int known_dtype, double r_max, double d_max,
-                    Address stats, Address corrected) {
-    Call call = sets(N, C, S, false);
-    call.dtype = DType(dtype), call.channels_last = channels_last;
-    call.stages = kSums | kOutputs, call.activation = Activation(activation), call.eps = eps;
-    call.x = at<void>(x), call.y = at<void>(y), call.residual = at<void>(residual), call.mask = at<uint8_t>(mask);
-    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
-    call.known_mean = parameter(known_mean, known_dtype), call.known_var = parameter(known_var, known_dtype);
+void renorm_forward(int activation, double eps, Tensor x, Tensor y, Maybe weight, Maybe bias, Maybe residual,
+                    Maybe mask, Tensor known_mean, Tensor known_var, double r_max, double d_max, Tensor stats,
+                    Tensor corrected) {
+    Call call = about(x, weight, bias, kSums | kOutputs, activation, eps);
+    of_channels(call, false, residual, mask, {}, {}, {});
+    set(call.known_mean, known_mean, call.known_var, known_var);
     call.r_max = r_max, call.d_max = d_max;
-    call.stats = at<double>(stats), call.corrected = at<double>(corrected);
-    run(kernels().channels_forward, call, N * C * S);
+    call.y = y.data<void>(), call.stats = stats.data<double>(), call.corrected = corrected.data<double>();
+    run(kernels().channels_forward, call, call.N * call.C * call.S);
 }
 
-void rows_forward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address y, Address weight,
-                  Address bias, int parameter_dtype, Address stats) {
+RowsCall about_rows(int64_t R, bool centred, double eps, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                    const Tensor& stats) {
     RowsCall call{};
-    call.R = R, call.M = M, call.dtype = DType(dtype), call.centred = centred, call.eps = eps;
-    call.x = at<void>(x), call.y = at<void>(y), call.stats = at<double>(stats);
-    call.weight = parameter(weight, parameter_dtype), call.bias = parameter(bias, parameter_dtype);
-    run(kernels().rows_forward, call, R * M);
+    call.R = R, call.M = x.numel() / R, call.dtype = x.dtype(), call.centred = centred, call.eps = eps;
+    call.x = x.data<void>(), call.stats = stats.data<double>();
+    set(call.weight, weight, call.bias, bias);
+    return call;
 }
 
-void rows_backward(int64_t R, int64_t M, int dtype, bool centred, double eps, Address x, Address dy, Address weight,
-                   int parameter_dtype, Address stats, Address dx, Address dweight, Address dbias) {
-    RowsCall call{};
-    call.R = R, call.M = M, call.dtype = DType(dtype), call.centred = centred, call.eps = eps;
-    call.x = at<void>(x), call.dy = at<void>(dy), call.dx = at<void>(dx), call.stats = at<double>(stats);
-    call.weight = parameter(weight, parameter_dtype);
-    call.dweight = parameter(dweight, parameter_dtype), call.dbias = parameter(dbias, parameter_dtype);
-    run(kernels().rows_backward, call, R * M);
+void rows_forward(int64_t R, bool centred, double eps, Tensor x, Tensor y, Maybe weight, Maybe bias, Tensor stats) {
+    RowsCall call = about_rows(R, centred, eps, x, weight, bias, stats);
+    call.y = y.data<void>();
+    run(kernels().rows_forward, call, call.R * call.M);
 }
 
-void update_running(int64_t C, int64_t sets, int64_t count, Address counts, double momentum, bool cumulative,
-                    Address stats, Address mean, Address var, int dtype, Address batches, Address skipped) {
-    kernels().update_running({C, sets, counts ? at<int64_t>(counts) : &count, momentum, cumulative,
-                              at<int64_t>(batches), at<int64_t>(skipped), at<double>(stats), parameter(mean, dtype),
-                              parameter(var, dtype)});
+void rows_backward(int64_t R, bool centred, double eps, Tensor x, Tensor dy, Maybe weight, Maybe bias, Tensor stats,
+                   Tensor dx, Maybe dweight, Maybe dbias) {
+    RowsCall call = about_rows(R, centred, eps, x, weight, bias, stats);
+    call.dy = dy.data<void>(), call.dx = dx.data<void>();
+    call.dweight = {data(dweight), call.weight.dtype}, call.dbias = {data(dbias), call.bias.dtype};
+    run(kernels().rows_backward, call, call.R * call.M);
+}
+
+void update_running(int64_t count, Maybe counts, double momentum, bool cumulative, Tensor stats, Tensor mean,
+                    Tensor var, Maybe batches, Maybe skipped) {
+    RunningCall call{};
+    call.C = mean.numel(), call.sets = counts ? counts->numel() : 1;
+    call.counts = counts ? counts->data<int64_t>() : &count;
+    call.momentum = momentum, call.cumulative = cumulative;
+    call.batches = data<int64_t>(batches), call.skipped = data<int64_t>(skipped);
+    call.stats = stats.data<double>();
+    set(call.mean, mean, call.var, var);
+    kernels().update_running(call);
 }
 
 // A capsule that torch adopts once; until then the block is the capsule's.
@@ -242,31 +248,24 @@ NB_MODULE(_native, m) {
           "def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object"),
           "A DLPack capsule over uninitialized memory of the pool.");
     m.def("release_blocks", release_blocks, "Return the idle memory of the pool to the system; its bytes.");
-    m.def("channels_forward", channels_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a,
-          "per_sample"_a, "stages"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
-          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "stats"_a);
-    m.def("channels_backward", channels_backward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a,
-          "per_sample"_a, "stages"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a,
-          "mask"_a, "mean"_a, "var"_a, "tail"_a, "statistics_dtype"_a, "constant_statistics"_a, "slopes"_a,
-          "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
-    m.def("groups_forward", groups_forward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
-          "centred"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a);
-    m.def("groups_backward", groups_backward, "N"_a, "C"_a, "S"_a, "G"_a, "dtype"_a, "channels_last"_a,
-          "centred"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "stats"_a,
-          "dx"_a, "dweight"_a, "dbias"_a);
-    m.def("ghosts_forward", ghosts_forward, "N"_a, "C"_a, "S"_a, "together"_a, "dtype"_a, "channels_last"_a,
-          "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a,
-          "stats"_a);
-    m.def("ghosts_backward", ghosts_backward, "N"_a, "C"_a, "S"_a, "together"_a, "dtype"_a, "channels_last"_a,
-          "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a,
-          "stats"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a);
-    m.def("renorm_forward", renorm_forward, "N"_a, "C"_a, "S"_a, "dtype"_a, "channels_last"_a, "activation"_a,
-          "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "parameter_dtype"_a, "residual"_a, "mask"_a, "known_mean"_a,
-          "known_var"_a, "known_dtype"_a, "r_max"_a, "d_max"_a, "stats"_a, "corrected"_a);
-    m.def("rows_forward", rows_forward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
-          "bias"_a, "parameter_dtype"_a, "stats"_a);
-    m.def("rows_backward", rows_backward, "R"_a, "M"_a, "dtype"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a,
-          "weight"_a, "parameter_dtype"_a, "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
-    m.def("update_running", update_running, "C"_a, "sets"_a, "count"_a, "counts"_a, "momentum"_a, "cumulative"_a,
-          "stats"_a, "mean"_a, "var"_a, "dtype"_a, "batches"_a, "skipped"_a);
+    m.def("channels_forward", channels_forward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "y"_a,
+          "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a);
+    m.def("channels_backward", channels_backward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "dy"_a,
+          "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a,
+          "constant_statistics"_a, "slopes"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
+    m.def("groups_forward", groups_forward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
+          "bias"_a, "stats"_a);
+    m.def("groups_backward", groups_backward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a,
+          "weight"_a, "bias"_a, "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
+    m.def("ghosts_forward", ghosts_forward, "together"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
+          "residual"_a, "mask"_a, "stats"_a);
+    m.def("ghosts_backward", ghosts_backward, "together"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a,
+          "bias"_a, "residual"_a, "mask"_a, "stats"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a);
+    m.def("renorm_forward", renorm_forward, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
+          "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "r_max"_a, "d_max"_a, "stats"_a, "corrected"_a);
+    m.def("rows_forward", rows_forward, "R"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "stats"_a);
+    m.def("rows_backward", rows_backward, "R"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a,
+          "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
+    m.def("update_running", update_running, "count"_a, "counts"_a, "momentum"_a, "cumulative"_a, "stats"_a, "mean"_a,
+          "var"_a, "batches"_a, "skipped"_a);
 }
