@@ -149,6 +149,14 @@ class TestFreezing:
         layer(batch(0)).square().sum().backward()
         assert layer.weight.grad.abs().sum() > 0
 
+    def test_adapts_no_more(self) -> None:
+        """Frozen statistics are not blended with those at hand."""
+        layer, twin = nk.AdaptiveBatchNorm1d(3, prior=1.0), nk.BatchNorm1d(3)
+        layer(batch(0)), twin(batch(0))
+        expected = twin.eval()(batch(1))
+        assert not torch.equal(layer.eval()(batch(1)), expected)
+        assert torch.equal(layer.freeze()(batch(1)), expected)
+
     def test_several_passes_before_a_backward_pass(self) -> None:
         layer = KINDS["renorm"](3).freeze()
         x = batch(0).requires_grad_()

@@ -167,7 +167,7 @@ class _Adaptive(_BatchNorm):
         bias: Tensor | None = None,
     ) -> Tensor:
         """As batch norm in training; in evaluation see `normkit.functional.adaptive_batch_norm`."""
-        if self.training or self.running_mean is None or self.running_var is None:
+        if self.training or self.running_mean is None or self.tracking.frozen:
             return super().forward(input, residual=residual, mask=mask, weight=weight, bias=bias)
         self._check_input_dim(input)
         running = self._running(tracking.scope.domain)

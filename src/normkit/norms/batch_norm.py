@@ -329,7 +329,14 @@ class _BatchNorm(Tracked, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ig
         by, moves = self._statistics(), self._moves()
         running = self._normalizing(moves) if moves or by != "batch" else None
         mean, var = (None, None) if running is None else running[:2]
-        shared = by == "batch" and self.training and processes.several(self.process_group)
+        measured = self.training and by == "batch"
+        if self.process_group is not None and not measured:
+            if moves and processes.several(self.process_group):
+                raise NotImplementedError(
+                    "training_statistics='running' with process_group: local statistics alone"
+                )
+            processes.evaluates(self.process_group, self.identity)
+        shared = measured and processes.several(self.process_group)
         _check(input, mean, var, self.weight, self.bias, by != "running", self.eps, shared)
         inputs.check_residual(residual, input)
         mask = inputs.expand_mask(mask, input)

@@ -97,7 +97,12 @@ void channels(const Kernels& kernels) {
     Call call = random_call(buffers, false);
     call.stages = 1 + int(below(3));
     if (call.stages == kOutputs) give_statistics(call);
+    if (call.stages & kSums && chance(3)) {
+        call.known_mean = {buffers.doubles(call.C), DType::f64}, call.known_var = {buffers.doubles(call.C), DType::f64};
+        call.r_max = 3, call.d_max = 5, call.corrected = buffers.doubles(4 * call.C);
+    }
     kernels.channels_forward(call);
+    call.corrected = nullptr;
     give_statistics(call);
     call.constant_statistics = chance(3);
     call.sums_stride = call.C;
@@ -116,6 +121,8 @@ void groups(const Kernels& kernels) {
         for (Parameter* p : {&call.weight, &call.bias})
             if (p->data) *p = {buffers.doubles(call.N * call.C), DType::f64};
         call.dweight.data = call.dbias.data = nullptr;
+    } else {
+        call.together = 1 + below(4);
     }
     if (call.stages == kOutputs) give_statistics(call);
     kernels.groups_forward(call);
