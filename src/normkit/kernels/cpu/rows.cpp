@@ -130,7 +130,8 @@ class Rows {
 #endif
     }
     // In the cache, eight rows hide the latency of their coefficients, and the sums of columns are written once for
-    // several. Beyond it, reading and writing must take turns often: tiles of 6 KB took 20 to 40% less than 24 KB.
+    // several. Beyond it, reading and writing take turns often: of f32, tiles of 6 KB took 5% less than those of 24 KB
+    // forward and 16% less backward.
     int64_t rows_of_tile(int64_t bytes) const {
         if (far_) return std::clamp<int64_t>(6144 / bytes, 1, kTile);
         return bytes <= 4096 ? kTile : kTile / 2;
