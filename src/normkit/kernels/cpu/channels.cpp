@@ -26,21 +26,13 @@ class Channels {
     explicit Channels(const Call& call)
         : call_(call),
           layout_(call.N, call.C, call.S, call.mask, call.channels_last),
-          stride_(ceil_div(layout_.columns(), L) * L),
           group_(call.C / call.G),
           threads_(threads_for(call.N * call.C * call.S)),
-          memory_(stride_ * (kFields * 12 + 1) + call.C * ((layout_.chunks + 1) * 32 + 16)) {
-        double* next = memory_.as<double>();
-        totals_ = Totals{next, call.C};
-        next += call.C * 4 * (layout_.chunks + 1);
+          rows_(call.C, group_, layout_.copies, layout_.spread),
+          memory_(call.C * (layout_.chunks * 4 + 2) * int64_t(sizeof(double))) {
+        double* next = memory_.template as<double>() + call.C * 4 * layout_.chunks;
         dz_ = call.gradient_sums ? call.gradient_sums : next;
         dz_xhat_ = dz_ + (call.gradient_sums ? call.sums_stride : call.C);
-        next += call.C * 2;
-        by_.f64 = next;
-        by_.f32 = reinterpret_cast<float*>(next + stride_ * kFields);
-        by_.wide = reinterpret_cast<uint8_t*>(by_.f32 + stride_ * kFields);
-        by_.stride = stride_;
-        std::memset(by_.wide, 0, stride_);
     }
 
     // Stages: sums (moments), outputs (normalization with given statistics), or both.
@@ -70,7 +62,7 @@ class Channels {
             [](int64_t, int64_t) { return false; },
             [&](int64_t c0, int64_t c1) {
                 if (measured) finish_sums(c0, c1);
-                measured ? set_gradient(c0, c1, count) : set_slopes(c0, c1);
+                set_gradient(c0, c1, count);
             },
             InputGradientPass<T, Act>{x(), upstream, output(call_.dx), output(call_.dresidual)});
         return 0;
@@ -79,13 +71,11 @@ class Channels {
    private:
     const Call& call_;
     const Layout layout_;
-    const int64_t stride_;
     const int64_t group_;  // channels that share a statistic
     const int threads_;
-    const Scratch memory_;
-    Totals totals_;  // those of all chunks, then those of each chunk
+    const CoefficientRows<T> rows_;
+    const Scratch memory_;   // sums of each chunk
     double *dz_, *dz_xhat_;  // Σ dz, Σ dz xhat
-    Coefficients by_;
     // Positions whose mean is the shift of the sums. In f64 the first that counts will do, in f32 sums want more.
     static constexpr int kMostSamples = is_half<T> ? 16 : 1;
     mutable int samples_ = 1;
@@ -109,10 +99,10 @@ class Channels {
         const int64_t together = moments ? group_ : 1;
         const bool summed = call_.stages & kSums, written = call_.stages & kOutputs;
         const auto first = [&](int64_t chunk, int64_t c0, int64_t c1) {
-            layout_.sums(sums_pass, by_, chunk, c0, c1, together, partial(chunk).from(c0));
+            layout_.sums(sums_pass, rows_.columns(), chunk, c0, c1, together, partial(chunk).from(c0));
         };
         const auto second = [&](int64_t chunk, int64_t c0, int64_t c1) {
-            layout_.map(output_pass, by_, chunk, c0, c1);
+            layout_.map(output_pass, rows_.columns(), chunk, c0, c1);
             if (output_pass.streamed()) stream_fence();
         };
         const int64_t unit = std::lcm(group_, Layout::unit);  // a block ends where a group and a vector end
@@ -123,6 +113,7 @@ class Channels {
                 prepare(c0, c1);
                 const auto sum = [&] {
                     for (int64_t i = 0; i < chunks; ++i) first(i, c0, c1);
+                    add_chunks(c0, c1);
                 };
                 if (summed) sum();
                 if (summed && again(c0, c1)) sum();
@@ -137,6 +128,7 @@ class Channels {
             prepare(c0, c1);
             const auto sum = [&] {
                 parallel(chunks, threads_, Order::forward, [&](int64_t i) { first(i, c0, c1); });
+                add_chunks(c0, c1);
             };
             if (summed) sum();
             if (summed && again(c0, c1)) sum();
@@ -144,14 +136,14 @@ class Channels {
             if (written) parallel(chunks, threads_, Order::backward, [&](int64_t i) { second(i, c0, c1); });
         }
     }
-    Totals partial(int64_t chunk) const { return {totals_.rows + (chunk + 1) * 4 * call_.C, call_.C}; }
-    Totals total(int64_t c0, int64_t c1) const {
-        const Totals sums = totals_.from(c0);
-        for (int which : {0, 1})
-            for (int64_t c = 0; c < c1 - c0; ++c) sums.set(which, c, {0, 0});
-        for (int64_t i = 0; i < layout_.chunks; ++i) sums.template add<T>(partial(i).from(c0), c1 - c0);
-        return totals_;
+    Totals partial(int64_t chunk) const {
+        return {memory_.template as<double>() + chunk * 4 * call_.C, call_.C};
     }
+    // To the sums of the first chunk.
+    void add_chunks(int64_t c0, int64_t c1) const {
+        for (int64_t i = 1; i < layout_.chunks; ++i) partial(0).from(c0).template add<T>(partial(i).from(c0), c1 - c0);
+    }
+    Totals total() const { return partial(0); }
 
     // --- statistics and coefficients ------------------------------------------------------------------------
 
@@ -169,71 +161,42 @@ class Channels {
         int64_t count = 0;
         for (int64_t i = all - 1; i >= 0; --i)
             if (call_.mask[i]) ++count, sample_n_[0] = i / call_.S, sample_s_[0] = i % call_.S;
+        samples_ = count > 0;
         return count;
     }
-    double shift(int64_t c) const {
-        double sum = 0;
-        for (int i = 0; i < samples_; ++i) {
-            const int64_t at = layout_.offset(sample_n_[i], sample_s_[i], c / group_ * group_);
-            sum += value({const_cast<void*>(call_.x), call_.dtype}, at, 0);
-        }
-        return is_half<T> ? float(sum / samples_) : sum;
-    }
-    Writer<T> coefficients() const { return {by_, call_.C, layout_.copies, layout_.spread}; }
-
-    template <class Statistics>
-    void set_affine(int64_t c0, int64_t c1, const Statistics& of) const {
-        for (int64_t first = c0; first < c1; first += group_) {
-            const Moments m = of(first / group_);
-            const Inverse<T> inverse = inverse_deviation<T>(m.var, call_.eps);
-            for (int64_t c = first; c < first + group_; ++c)
-                coefficients().affine(c, m, inverse, value(weight(), c, 1), value(bias(), c, 0));
-        }
-        coefficients().complete(c0, c1, kHi, kB);
-    }
-    // dx = scale dz - rstd (mean of weight dz) - rstd xhat (mean of weight dz xhat), the second where x is centred
-    void set_gradient(int64_t c0, int64_t c1, double count) const {
-        for (int64_t c = c0; c < c1; c += group_) {
-            double b = 0, constant = 0;
-            for (int64_t i = c; i < c + group_ && count > 0; ++i) {
-                const double over = value(call_.weight, i, 1) * coefficients().first(kRstd, i) / (count * double(group_));
-                b -= over * dz_xhat_[i];
-                if (!call_.uncentred) constant -= over * dz_[i];
-            }
-            for (int64_t i = c; i < c + group_; ++i) coefficients().gradient(i, b, constant);
-        }
-        coefficients().complete(c0, c1, kHi, kFields);
-    }
-    void set_slopes(int64_t c0, int64_t c1) const {
-        const double* slopes = call_.slopes;
-        for (int64_t c = c0; c < c1; ++c)
-            coefficients().gradient(c, slopes ? slopes[c] : 0, slopes ? slopes[call_.sums_stride + c] : 0);
-        coefficients().complete(c0, c1, kHi, kFields);
-    }
+    // The mean of the samples of a group's first channel.
     void set_shifts(int64_t c0, int64_t c1) const {
-        for (int64_t c = c0; c < c1; ++c) coefficients().shift(c, shift(c), call_.mask != nullptr);
+        double* k = rows_.row(kShift) + c0;
+        const int64_t groups = (c1 - c0) / group_;
+        std::fill_n(k, groups, 0);
+        for (int i = 0; i < samples_; ++i) {
+            const T* at = x() + layout_.offset(sample_n_[i], sample_s_[i], c0);
+            const int64_t stride = layout_.offset(0, 0, group_);
+            for (int64_t g = 0; g < groups; ++g) k[g] += element(at[g * stride]);
+        }
+        for (int64_t g = 0; g < groups; ++g) k[g] = is_half<T> ? float(k[g] / std::max(1, samples_)) : k[g];
+        rows_.repeat(k, groups);
+        rows_.shift(c0, c1, call_.mask != nullptr);
     }
     // Half types are summed in f32 first. Where squares left its range, or the shift is more than a deviation from
     // the mean, that was not enough, and the channel is summed again in f64.
     bool too_far(int64_t c0, int64_t c1, double count) const {
         if (!is_half<T> || call_.mask) return false;
-        const Totals sums = total(c0, c1);
+        const Totals sums = total();
+        const int64_t terms = layout_.joint() ? 1 : group_;
         bool found = false;
         for (int64_t first = c0; first < c1; first += group_) {
             double sum = 0, squares = 0;
-            for (int64_t c = first; c < first + group_; ++c) sum += sums.row(0)[c], squares += sums.row(1)[c];
-            const bool near = sum * sum / (count * double(group_)) < squares / 2;
+            for (int64_t c = first; c < first + terms; ++c) sum += sums.row(0)[c], squares += sums.row(1)[c];
+            const bool near = sum * sum < squares / 2 * (count * double(group_));
             if (near && squares > 0x1p-80 && squares < 0x1p120) continue;
+            rows_.shift(first, first + group_, true);
             found = true;
-            for (int64_t c = first; c < first + group_; ++c)
-                coefficients().shift(c, coefficients().first(kShift, c), true);
         }
         return found;
     }
     void set_given(int64_t c0, int64_t c1) const {
-        set_affine(c0, c1, [&](int64_t g) {
-            return Moments{{value(call_.mean, g, 0), call_.tail ? call_.tail[g] : 0}, value(call_.var, g, 1)};
-        });
+        rows_.affine(c0, c1, call_.mean, call_.var, call_.tail, call_.weight, call_.bias, call_.eps);
     }
     // The parameters that moments lead to, of batch renorm others than those of the call.
     Parameter weight() const {
@@ -256,30 +219,48 @@ class Channels {
         }
     }
     void finish_moments(int64_t c0, int64_t c1, double count) const {
-        const Totals sums = total(c0, c1);
-        double *mean = call_.stats, *var = mean + call_.stats_stride, *tail = var + call_.stats_stride;
-        for (int64_t g = c0 / group_; g < c1 / group_; ++g) {
-            Pair first{0, 0}, second{0, 0};
-            for (int64_t c = g * group_; c < (g + 1) * group_; ++c) {
-                first = plus<T>(first, sums.get(0, c));
-                second = plus<T>(second, sums.get(1, c));
-            }
-            Moments m = moments_about(coefficients().first(kShift, g * group_), first, second, count * double(group_));
-            if (call_.uncentred) m = {{0, 0}, m.var + m.mean.hi * m.mean.hi};
+        const Totals sums = total().from(c0);
+        const int64_t groups = (c1 - c0) / group_;
+        if (group_ > 1) add_groups(sums, groups);
+        double *mean = call_.stats + c0 / group_, *var = mean + call_.stats_stride, *tail = var + call_.stats_stride;
+        const double* k = rows_.row(kShift) + c0;
+        const double n = count * double(group_);
+#pragma GCC ivdep
+        for (int64_t g = 0; g < groups; ++g) {
+            const Moments m = moments_about(k[g * group_], sums.get(0, g), sums.get(1, g), n);
             mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
         }
+        for (int64_t g = 0; call_.uncentred && g < groups; ++g) var[g] += mean[g] * mean[g], mean[g] = tail[g] = 0;
         if (call_.corrected) correct(c0, c1);
-        if (call_.stages & kOutputs)
-            set_affine(c0, c1, [&](int64_t g) { return Moments{{mean[g], tail[g]}, var[g]}; });
+        if (call_.stages & kOutputs) {
+            double* all = call_.stats;
+            rows_.affine(c0, c1, {all, DType::f64}, {all + call_.stats_stride, DType::f64},
+                         all + 2 * call_.stats_stride, weight(), bias(), call_.eps);
+        }
+    }
+    // The sums of group g, to the place of channel g.
+    void add_groups(const Totals& sums, int64_t groups) const {
+        const int64_t terms = layout_.joint() ? 1 : group_;
+        for (int which : {0, 1}) {
+            for (int64_t g = 0; g < groups; ++g) {
+                Pair sum = sums.get(which, g * group_);
+                for (int64_t i = 1; i < terms; ++i) sum = plus<T>(sum, sums.get(which, g * group_ + i));
+                sums.set(which, g, sum);
+            }
+        }
     }
     void finish_sums(int64_t c0, int64_t c1) const {
-        const Totals sums = total(c0, c1);
-        for (int64_t c = c0; c < c1; ++c) {
-            dz_[c] = sums.row(0)[c];
-            dz_xhat_[c] = sums.row(1)[c];
-            assign(call_.dbias, c, dz_[c]);
-            assign(call_.dweight, c, dz_xhat_[c]);
-        }
+        const Totals sums = total();
+        std::copy(sums.row(0) + c0, sums.row(0) + c1, dz_ + c0);
+        std::copy(sums.row(1) + c0, sums.row(1) + c1, dz_xhat_ + c0);
+        assign(call_.dbias, c0, c1 - c0, dz_ + c0);
+        assign(call_.dweight, c0, c1 - c0, dz_xhat_ + c0);
+    }
+    void set_gradient(int64_t c0, int64_t c1, double count) const {
+        if (count > 0)
+            rows_.gradient(c0, c1, dz_, dz_xhat_, count, !call_.uncentred);
+        else
+            rows_.slopes(c0, c1, call_.slopes, call_.slopes ? call_.slopes + call_.sums_stride : nullptr);
     }
 };
 

@@ -44,29 +44,30 @@ class Planes {
     }
     int64_t group(int64_t bytes, int64_t arrays) const {
         const int64_t each = N * S * int64_t(sizeof(T)) * arrays;
-        return std::clamp<int64_t>(bytes / each, 1, std::min(C, kMostChannels));
+        return std::clamp<int64_t>(bytes / each, 1, C);
     }
 
-    // The channels of one sample that share a statistic are one run; their sums stand in the first of them.
+    // The channels of one sample that share a statistic are one run: their sums stand in the first of them.
+    bool joint() const { return N == 1 && chunks == 1 && !mask_; }
     template <class Pass>
-    void group_sums(const Pass& pass, const Coefficients& by, int64_t c0, int64_t c1, int64_t group, Totals out) const {
+    void group_sums(const Pass pass, const Coefficients& by, int64_t c0, int64_t c1, int64_t group, Totals out) const {
         for (int64_t c = c0; c < c1; c += group) {
             const Sums<T> sums = walk_channel(pass, by, c, c * S, group * S, nullptr);
             out.set(0, c - c0, sums.first.total());
             out.set(1, c - c0, sums.second.total());
-            for (int64_t i = c + 1; i < c + group; ++i) out.set(0, i - c0, {0, 0}), out.set(1, i - c0, {0, 0});
         }
     }
     template <class Pass>
-    void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, int64_t group,
+    void sums(const Pass pass, const Coefficients by, int64_t chunk, int64_t c0, int64_t c1, int64_t group,
               Totals out) const {
-        if (group > 1 && N == 1 && chunks == 1 && !mask_) return group_sums(pass, by, c0, c1, group, out);
+        if (group > 1 && joint()) return group_sums(pass, by, c0, c1, group, out);
+        const Run run = run_of(chunk);
         for (int64_t first = c0; first < c1; first += kMostChannels) {
             const int64_t last = std::min(c1, first + kMostChannels);
             Sums<T> of[kMostChannels] = {};
-            each_run(chunk, first, last, [&](int64_t c, int64_t at, int64_t n, const uint8_t* mask) {
-                of[c - first].join(walk_channel(pass, by, c, at, n, mask));
-            });
+            for (int64_t n = run.n0; n < run.n1; ++n)
+                for (int64_t c = first; c < last; ++c)
+                    of[c - first].join(walk_channel(pass, by, c, offset(n, run.s0, c), run.length, mask(n, run.s0)));
             for (int64_t c = first; c < last; ++c) {
                 out.set(0, c - c0, of[c - first].first.total());
                 out.set(1, c - c0, of[c - first].second.total());
@@ -74,18 +75,25 @@ class Planes {
         }
     }
     template <class Pass>
-    void map(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1) const {
-        each_run(chunk, c0, c1, [&](int64_t c, int64_t at, int64_t n, const uint8_t* mask) {
-            walk_channel(pass, by, c, at, n, mask);
-        });
+    void map(const Pass pass, const Coefficients by, int64_t chunk, int64_t c0, int64_t c1) const {
+        const Run run = run_of(chunk);
+        for (int64_t n = run.n0; n < run.n1; ++n)
+            for (int64_t c = c0; c < c1; ++c)
+                walk_channel(pass, by, c, offset(n, run.s0, c), run.length, mask(n, run.s0));
     }
 
    private:
     template <class Pass>
-    static typename Pass::Result walk_channel(const Pass& pass, const Coefficients& by, int64_t c, int64_t at, int64_t n,
-                                              const uint8_t* mask) {
-        if constexpr (!Pass::f64_alone)
-            if (!by.wide[c]) return walk<F>(pass, OneChannel{by, c}, at, n, mask);
+    NORMKIT_INLINE static typename Pass::Result walk_channel(const Pass& pass, const Coefficients& by, int64_t c,
+                                                             int64_t at, int64_t n, const uint8_t* mask) {
+        if constexpr (Pass::f64_alone)
+            return walk<D>(pass, OneChannel{by, c}, at, n, mask);
+        else
+            return by.wide[c] ? walk_wide(pass, by, c, at, n, mask) : walk<F>(pass, OneChannel{by, c}, at, n, mask);
+    }
+    template <class Pass>
+    [[gnu::noinline]] static typename Pass::Result walk_wide(const Pass pass, const Coefficients by, int64_t c, int64_t at,
+                                                             int64_t n, const uint8_t* mask) {
         return walk<D>(pass, OneChannel{by, c}, at, n, mask);
     }
 
@@ -93,14 +101,14 @@ class Planes {
     const uint8_t* mask_;
     int64_t planes_, pieces_, piece_;  // a chunk: so many planes, or one piece of a large plane
 
-    template <class Body>
-    void each_run(int64_t chunk, int64_t c0, int64_t c1, const Body& body) const {
+    struct Run {  // the part of each plane that a chunk has
+        int64_t n0, n1, s0, length;
+    };
+    Run run_of(int64_t chunk) const {
         const int64_t n0 = chunk / pieces_ * planes_, s0 = chunk % pieces_ * piece_;
-        const int64_t length = std::min(piece_, S - s0);
-        for (int64_t n = n0; n < std::min(N, n0 + planes_); ++n)
-            for (int64_t c = c0; c < c1; ++c)
-                body(c, offset(n, s0, c), length, mask_ ? mask_ + n * S + s0 : nullptr);
+        return {n0, std::min(N, n0 + planes_), s0, std::min(piece_, S - s0)};
     }
+    const uint8_t* mask(int64_t n, int64_t s) const { return mask_ ? mask_ + n * S + s : nullptr; }
 };
 
 // Rows of vectors whose lanes belong to different channels:
@@ -140,6 +148,7 @@ class Columns {
         return std::clamp<int64_t>(fits, 1, ceil_div(C, threads));
     }
     int64_t group(int64_t, int64_t) const { return C; }
+    bool joint() const { return false; }
 
     template <class Pass>
     void sums(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1, int64_t,

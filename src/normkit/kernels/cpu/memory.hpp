@@ -1,4 +1,4 @@
-// Cache sizes and scratch memory.
+// Sizes, of caches too, and scratch memory.
 
 #pragma once
 
@@ -6,6 +6,8 @@
 #include <cstdint>
 
 namespace normkit {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Sizes in bytes, asked of the system once.
 struct Caches {

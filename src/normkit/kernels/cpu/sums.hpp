@@ -56,8 +56,10 @@ struct Totals {
     // Adds the columns [0, n) of other, always in the order of the calls.
     template <class T>
     void add(const Totals& other, int64_t n) const {
-        for (int which : {0, 1})
+        for (int which : {0, 1}) {
+#pragma GCC ivdep
             for (int64_t c = 0; c < n; ++c) set(which, c, plus<T>(get(which, c), other.get(which, c)));
+        }
     }
 };
 
@@ -154,9 +156,8 @@ struct Moments {
     Pair mean;
     double var;
 };
-inline Moments moments_about(double k, Pair sum, Pair squares, double n) {
-    if (n == 0) return {{0, 0}, 0};
-    const double inverse = 1 / n;
+NORMKIT_INLINE Moments moments_about(double k, Pair sum, Pair squares, double n) {
+    const double inverse = n > 0 ? 1 / n : 0;
     const Pair delta = divide(sum, n, inverse), loss = divide(square(sum), n, inverse);
     const Pair mean = two_sum(k, delta.hi);
     const double tail = mean.lo + delta.lo;
