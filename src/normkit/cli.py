@@ -213,6 +213,9 @@ def speed(
     threads: Annotated[int | None, typer.Option(help="Of torch.", show_default="torch's own")] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds.", show_default="11, quick 5")] = None,
     json: Annotated[Path | None, typer.Option(help="Write every time of every round here.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the costs of the family, beside batch norm, here as Markdown.")
+    ] = None,
 ) -> None:
     """Measure the layers beside torch, torch.compile, JAX and the memory bus.
 
@@ -223,7 +226,7 @@ def speed(
     """
     if context.invoked_subcommand is not None:
         return
-    _check_writable(json)
+    _check_writable(json, markdown)
     from normkit.bench import speed as measure
     from normkit.bench import table
     from normkit.bench.result import to_json
@@ -239,6 +242,7 @@ def speed(
         )
     table.print_table(result)
     _write(json, to_json(result))
+    _write(markdown, table.family_markdown(result))
 
 
 @bench.command()

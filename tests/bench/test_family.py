@@ -12,7 +12,7 @@ from normkit.bench.machine import Machine
 from normkit.bench.result import Measured, Result
 from normkit.bench.rows import ROWS
 from normkit.bench.shapes import Shape
-from normkit.bench.table import print_table
+from normkit.bench.table import family_markdown, print_table
 from normkit.bench.timing import Times
 
 every_member = pytest.mark.parametrize("member", family.MEMBERS, ids=lambda member: member.key)
@@ -100,6 +100,9 @@ def test_it_is_run_beside_the_rows_and_printed(capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     for words in ("tiny 1x32x64", "tiny 8x16x4x4", "Group norm", "geometric mean"):
         assert words in text
+    group = family.costs(result)[1]
+    row = f"| Group norm | {group.mean:.2f} | {group.worst:.2f}, tiny 8x16x4x4 | — | — |"
+    assert row in family_markdown(result).splitlines()
 
 
 def test_keys_are_told_apart() -> None:

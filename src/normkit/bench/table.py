@@ -104,12 +104,25 @@ def _members(result: Result) -> Any:
     return table
 
 
+_FAMILY = ("× batch norm", "geometric mean", "worst", "of", "verdict")
+
+
 def _family(costs: Sequence[family.Cost]) -> Any:
-    table = columns("× batch norm", "geometric mean", "worst", "of", "verdict")
+    table = columns(*_FAMILY)
     for one in costs:
-        bound = "—" if one.member.bound is None else f"{one.member.bound:g}"
-        table.add_row(one.member.title, _ratio(one.mean), f"{one.worst:.2f}, {one.where}", bound, one.verdict)
+        table.add_row(*_cost_cells(one))
     return table
+
+
+def family_markdown(result: Result) -> str:
+    """The costs of the family in Markdown."""
+    rows = [_FAMILY, ["---"] * len(_FAMILY), *map(_cost_cells, family.costs(result))]
+    return "\n".join([f"{result.machine}.", "", *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
+def _cost_cells(one: family.Cost) -> list[str]:
+    bound = "—" if one.member.bound is None else f"{one.member.bound:g}"
+    return [one.member.title, _ratio(one.mean), f"{one.worst:.2f}, {one.where}", bound, one.verdict]
 
 
 def _rows(summaries: Sequence[Summary], peers: Sequence[str]) -> Any:
