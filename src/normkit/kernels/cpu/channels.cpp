@@ -227,7 +227,7 @@ class Channels {
         const double n = count * double(group_);
 #pragma GCC ivdep
         for (int64_t g = 0; g < groups; ++g) {
-            const Moments m = moments_about(k[g * group_], sums.get(0, g), sums.get(1, g), n);
+            const Moments m = moments_about(k[g * group_], sums.template get<T>(0, g), sums.template get<T>(1, g), n);
             mean[g] = m.mean.hi, var[g] = m.var, tail[g] = m.mean.lo;
         }
         for (int64_t g = 0; call_.uncentred && g < groups; ++g) var[g] += mean[g] * mean[g], mean[g] = tail[g] = 0;
@@ -243,9 +243,9 @@ class Channels {
         const int64_t terms = layout_.joint() ? 1 : group_;
         for (int which : {0, 1}) {
             for (int64_t g = 0; g < groups; ++g) {
-                Pair sum = sums.get(which, g * group_);
-                for (int64_t i = 1; i < terms; ++i) sum = plus<T>(sum, sums.get(which, g * group_ + i));
-                sums.set(which, g, sum);
+                Pair sum = sums.template get<T>(which, g * group_);
+                for (int64_t i = 1; i < terms; ++i) sum = plus<T>(sum, sums.template get<T>(which, g * group_ + i));
+                sums.template set<T>(which, g, sum);
             }
         }
     }

@@ -53,8 +53,8 @@ class Planes {
     void group_sums(const Pass pass, const Coefficients& by, int64_t c0, int64_t c1, int64_t group, Totals out) const {
         for (int64_t c = c0; c < c1; c += group) {
             const Sums<T> sums = walk_channel(pass, by, c, c * S, group * S, nullptr);
-            out.set(0, c - c0, sums.first.total());
-            out.set(1, c - c0, sums.second.total());
+            out.template set<T>(0, c - c0, sums.first.total());
+            out.template set<T>(1, c - c0, sums.second.total());
         }
     }
     template <class Pass>
@@ -69,8 +69,8 @@ class Planes {
                 for (int64_t c = first; c < last; ++c)
                     of[c - first].join(walk_channel(pass, by, c, offset(n, run.s0, c), run.length, mask(n, run.s0)));
             for (int64_t c = first; c < last; ++c) {
-                out.set(0, c - c0, of[c - first].first.total());
-                out.set(1, c - c0, of[c - first].second.total());
+                out.template set<T>(0, c - c0, of[c - first].first.total());
+                out.template set<T>(1, c - c0, of[c - first].second.total());
             }
         }
     }
@@ -129,9 +129,14 @@ class Columns {
         columns_ = C * copies * spread;
         rows_ = N * S * C / columns_;
         rest_ = N * S * C % columns_;
-        const int64_t fewest = 256, most = 64;
-        chunk_rows_ = std::max(fewest, ceil_div(ceil_div(rows_, most), kTile) * kTile);
+        // A power of two of them, which threads share evenly; few, as the sums of each go from core to core.
+        const int64_t most = 64, fewest_rows = 256, fewest = 1 << 16;  // elements
+        chunks = 1;
+        while (chunks < most && rows_ >= 2 * chunks * fewest_rows && rows_ * columns_ >= 2 * chunks * fewest) chunks *= 2;
+        chunk_rows_ = std::max<int64_t>(1, ceil_div(ceil_div(rows_, chunks), kTile)) * kTile;
         chunks = std::max<int64_t>(1, ceil_div(rows_, chunk_rows_));
+        tiles_ = rows_ <= kMostTiles * kTile ? kMostTiles
+                                             : std::clamp<int64_t>(kNear / (kTile * columns_ * int64_t(sizeof(T))), 1, kMostTiles);
     }
     int64_t columns() const { return columns_; }
     int64_t offset(int64_t n, int64_t s, int64_t c) const {
@@ -159,8 +164,7 @@ class Columns {
         const Totals of{memory.as<double>(), stride};
         std::memset(of.rows, 0, bytes);
         walk(pass, by, chunk, j0, j1, of);
-        for (int which : {0, 1})
-            for (int64_t c = c0; c < c1; ++c) out.set(which, c - c0, collected(of, which, c - c0));
+        collect(of, out, c1 - c0);
     }
     template <class Pass>
     void map(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t c0, int64_t c1) const {
@@ -168,7 +172,11 @@ class Columns {
     }
 
    private:
-    static constexpr int kTile = 8;  // rows that share one load of the coefficients, one load and store of the sums
+    static constexpr int kTile = 8;  // rows that are summed together, and then join the sums of their columns
+    // Tiles that share one load of the coefficients, one load and store of the sums: of few rows all, of many as many
+    // as stay in the nearest cache while it goes over their columns.
+    static constexpr int64_t kMostTiles = 8, kNear = 16 << 10;
+    int64_t tiles_;
     const bool channels_last_;
     const uint8_t* mask_;                         // of rows; small planes with a mask are left to Planes
     int64_t columns_, rows_, rest_, chunk_rows_;  // rows of columns_ elements, and a last one of rest_
@@ -182,72 +190,99 @@ class Columns {
         if (mask_) {
             for (; r < r1; ++r) {
                 if (mask_[r])
-                    walk_rows<1>(pass, by, wide, r, j0, j1, of, All{});
+                    walk_rows<1>(pass, by, wide, r, 1, j0, j1, of, All{});
                 else if (std::is_same_v<typename Pass::Result, NoSums>)
-                    walk_rows<1>(pass, by, wide, r, j0, j1, of, Masked{L, I{}});
+                    walk_rows<1>(pass, by, wide, r, 1, j0, j1, of, Masked{L, I{}});
             }
             return;
         }
-        for (; r + kTile <= r1; r += kTile) walk_rows<kTile>(pass, by, wide, r, j0, j1, of, All{});
-        for (; r < r1; ++r) walk_rows<1>(pass, by, wide, r, j0, j1, of, All{});
-        if (chunk == chunks - 1 && rest_ > 0) walk_rows<1>(pass, by, wide, rows_, j0, rest_, of, All{});
+        // Outputs are written in the order of memory, or nearly.
+        const int64_t most = std::is_same_v<typename Pass::Result, NoSums> ? 1 : tiles_;
+        while (r + kTile <= r1) {
+            const int64_t tiles = std::min(most, (r1 - r) / kTile);
+            walk_rows<kTile>(pass, by, wide, r, tiles, j0, j1, of, All{});
+            r += tiles * kTile;
+        }
+        if (r < r1) walk_rows<1>(pass, by, wide, r, r1 - r, j0, j1, of, All{});
+        if (chunk == chunks - 1 && rest_ > 0) walk_rows<1>(pass, by, wide, rows_, 1, j0, rest_, of, All{});
     }
 
     template <int rows, class Pass, class Lanes>
-    void walk_rows(const Pass& pass, const Coefficients& by, bool wide, int64_t r, int64_t j0, int64_t j1, Totals of,
-                   Lanes lanes) const {
+    void walk_rows(const Pass& pass, const Coefficients& by, bool wide, int64_t r, int64_t tiles, int64_t j0, int64_t j1,
+                   Totals of, Lanes lanes) const {
         if constexpr (!Pass::f64_alone) {
-            if (!wide) return walk_tile<rows, F>(pass, by, r, j0, j1, of, lanes);
+            if (!wide) return walk_tiles<rows, F>(pass, by, r, tiles, j0, j1, of, lanes);
             for (int64_t j = j0; j < j1; j += L) {  // vector by vector, the same ones whoever asks
                 const int64_t end = std::min(j1, j + L);
                 const Totals there = of.rows ? of.from(j - j0) : of;
                 if (std::any_of(by.wide + j, by.wide + end, [](uint8_t flag) { return flag != 0; }))
-                    walk_tile<rows, D>(pass, by, r, j, end, there, lanes);
+                    walk_tiles<rows, D>(pass, by, r, tiles, j, end, there, lanes);
                 else
-                    walk_tile<rows, F>(pass, by, r, j, end, there, lanes);
+                    walk_tiles<rows, F>(pass, by, r, tiles, j, end, there, lanes);
             }
         } else {
-            walk_tile<rows, D>(pass, by, r, j0, j1, of, lanes);
+            walk_tiles<rows, D>(pass, by, r, tiles, j0, j1, of, lanes);
         }
     }
 
     template <int rows, class A, class Pass, class Lanes>
-    void walk_tile(const Pass pass, const Coefficients by, int64_t r, int64_t j0, int64_t j1, Totals of,
-                   Lanes lanes) const {
+    void walk_tiles(const Pass pass, const Coefficients by, int64_t r, int64_t tiles, int64_t j0, int64_t j1, Totals of,
+                    Lanes lanes) const {
         const int64_t width = columns_, at = r * width;
         int64_t j = j0;
-        for (; j + L <= j1; j += L) walk_vectors<rows, A>(pass, by, at + j, width, j, of, j - j0, lanes);
+        for (; j + L <= j1; j += L) walk_vectors<rows, A>(pass, by, at + j, width, tiles, j, of, j - j0, lanes);
         if (j == j1) return;
         if constexpr (std::is_same_v<Lanes, All>)
-            walk_vectors<rows, A>(pass, by, at + j, width, j, of, j - j0, First{int(j1 - j)});
+            walk_vectors<rows, A>(pass, by, at + j, width, tiles, j, of, j - j0, First{int(j1 - j)});
         else
-            walk_vectors<rows, A>(pass, by, at + j, width, j, of, j - j0, Masked{int(j1 - j), I{}});
+            walk_vectors<rows, A>(pass, by, at + j, width, tiles, j, of, j - j0, Masked{int(j1 - j), I{}});
     }
     template <int rows, class A, class Pass, class Lanes>
     NORMKIT_INLINE static void walk_vectors(const Pass& pass, const Coefficients& by, int64_t at, int64_t width,
-                                            int64_t j, Totals of, int64_t i, Lanes lanes) {
+                                            int64_t tiles, int64_t j, Totals of, int64_t i, Lanes lanes) {
         const typename Pass::template Coefficient<A> coefficient(ChannelPerLane{by, j});
-        typename Pass::template Addend<A> addend{};
-        for (int row = 0; row < rows; ++row) pass.template apply<A>(at + row * width, lanes, coefficient, addend);
+        const int64_t ahead = std::max<int64_t>(2, tiles) * rows * width;
         typename Pass::Result sums;
         sums.read(of, i);
-        sums.join(addend);
+        for (int64_t tile = 0; tile < tiles; ++tile, at += rows * width) {
+            typename Pass::template Addend<A> addend{};
+            for (int row = 0; row < rows; ++row) {
+                if (rows > 1) pass.prefetch(at + row * width + ahead);
+                pass.template apply<A>(at + row * width, lanes, coefficient, addend);
+            }
+            sums.join(addend);
+        }
         sums.write(of, i);
     }
 
-    // The sum over the columns of one channel.
-    Pair collected(Totals of, int which, int64_t c) const {
-        if (spread == 1) {
-            Pair sum = of.get(which, c);
-            for (int64_t i = 1; i < copies; ++i) sum = plus<T>(sum, of.get(which, c + i * C));
-            return sum;
+    // The sums over the columns of each of n channels.
+    void collect(Totals of, Totals out, int64_t n) const {
+        for (int which : {0, 1}) {
+            if (spread > 1) {
+                for (int64_t c = 0; c < n; ++c) out.template set<T>(which, c, collected(of, which, c));
+                continue;
+            }
+            for (int64_t c = 0; c < n; c += L) {
+                SumOf<T> sum, part;
+                sum.read(of, which, c);
+                for (int64_t i = 1; i < copies; ++i) {
+                    part.read(of, which, c + i * C);
+                    sum.join(part);
+                }
+                c + L <= n ? sum.write(out, which, c, All{}) : sum.write(out, which, c, First{int(n - c)});
+            }
         }
-        SumOf<T> sum;
-        for (int64_t i = 0; i < spread; i += L) {
-            const First lanes{int(std::min<int64_t>(L, spread - i))};
-            SumOf<T> part;
+    }
+    Pair collected(Totals of, int which, int64_t c) const {
+        SumOf<T> sum, part;
+        int64_t i = 0;
+        for (; i + L <= spread; i += L) {
             part.read(of, which, c * spread + i);
-            part.keep(lanes);
+            sum.join(part);
+        }
+        if (i < spread) {
+            part.read(of, which, c * spread + i);
+            part.keep(First{int(spread - i)});
             sum.join(part);
         }
         return sum.total();

@@ -28,8 +28,10 @@ inline Pair operator+(Pair a, Pair b) {
 }
 // The sum of totals of T: f64 alone is enough for those of f32.
 template <class T>
+constexpr bool has_lo = std::is_same_v<T, double>;
+template <class T>
 Pair plus(Pair a, Pair b) {
-    if constexpr (std::is_same_v<T, double>) return a + b;
+    if constexpr (has_lo<T>) return a + b;
     return {a.hi + b.hi, 0};
 }
 inline Pair square(Pair a) {
@@ -42,15 +44,19 @@ inline Pair divide(Pair a, double n, double inverse) {
     return {q, (std::fma(-q, n, a.hi) + a.lo) * inverse};
 }
 
-// Two sums for each channel or column, as rows of doubles: hi of both, then lo of both.
+// Two sums for each channel or column, as rows of doubles: hi of both, then lo of both, which only f64 has.
 struct Totals {
     double* rows;
     int64_t stride;
     NORMKIT_INLINE double* row(int i) const { return rows + i * stride; }
-    Pair get(int which, int64_t c) const { return {row(which)[c], row(which + 2)[c]}; }
+    template <class T>
+    Pair get(int which, int64_t c) const {
+        return {row(which)[c], has_lo<T> ? row(which + 2)[c] : 0};
+    }
+    template <class T>
     void set(int which, int64_t c, Pair v) const {
         row(which)[c] = v.hi;
-        row(which + 2)[c] = v.lo;
+        if (has_lo<T>) row(which + 2)[c] = v.lo;
     }
     Totals from(int64_t c) const { return {rows + c, stride}; }
     // Adds the columns [0, n) of other, always in the order of the calls.
@@ -58,7 +64,7 @@ struct Totals {
     void add(const Totals& other, int64_t n) const {
         for (int which : {0, 1}) {
 #pragma GCC ivdep
-            for (int64_t c = 0; c < n; ++c) set(which, c, plus<T>(get(which, c), other.get(which, c)));
+            for (int64_t c = 0; c < n; ++c) set<T>(which, c, plus<T>(get<T>(which, c), other.get<T>(which, c)));
         }
     }
 };
@@ -71,7 +77,10 @@ struct Sum {
     NORMKIT_INLINE void join(const Sum& other) { add(other.s); }
     NORMKIT_INLINE void keep(First lanes) { s = NORMKIT_ISA::keep(s, lanes); }
     NORMKIT_INLINE void read(const Totals& of, int which, int64_t i) { s = load<D>(of.row(which) + i, All{}); }
-    NORMKIT_INLINE void write(const Totals& of, int which, int64_t i) const { store(of.row(which) + i, s, All{}); }
+    template <class Lanes>
+    NORMKIT_INLINE void write(const Totals& of, int which, int64_t i, Lanes lanes) const {
+        store(of.row(which) + i, s, lanes);
+    }
     Pair total() const {
         return {sum_of<double, L / 2>(s.low + s.high), 0};
     }
@@ -102,9 +111,10 @@ struct ExactSum {
         s = load<D>(of.row(which) + i, All{});
         e = load<D>(of.row(which + 2) + i, All{});
     }
-    NORMKIT_INLINE void write(const Totals& of, int which, int64_t i) const {
-        store(of.row(which) + i, s, All{});
-        store(of.row(which + 2) + i, e, All{});
+    template <class Lanes>
+    NORMKIT_INLINE void write(const Totals& of, int which, int64_t i, Lanes lanes) const {
+        store(of.row(which) + i, s, lanes);
+        store(of.row(which + 2) + i, e, lanes);
     }
     Pair lane(int i) const {
         return i < L / 2 ? Pair{s.low[i], e.low[i]} : Pair{s.high[i - L / 2], e.high[i - L / 2]};
@@ -147,8 +157,8 @@ struct Sums {
         second.read(of, 1, i);
     }
     NORMKIT_INLINE void write(const Totals& of, int64_t i) const {
-        first.write(of, 0, i);
-        second.write(of, 1, i);
+        first.write(of, 0, i, All{});
+        second.write(of, 1, i, All{});
     }
 };
 
