@@ -8,6 +8,8 @@
 
 namespace normkit::NORMKIT_ISA {
 
+constexpr int64_t kAhead = 4096;  // bytes
+
 // Runs longer than this are summed in pieces of it, so that sums never depend on who computes them.
 constexpr int64_t kPiece = 1 << 14;
 
@@ -43,6 +45,11 @@ NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, in
     int64_t i = std::min(n, pass.lead(at));
     if (i > 0) pass.template apply<A>(at, First{int(i)}, by, even);
     for (int room = Addend::most / 2; i + 2 * L <= n; i += 2 * L) {
+        if constexpr (!std::is_same_v<typename Pass::Result, NoSums>) {
+            constexpr int64_t size = sizeof(*pass.x), ahead = kAhead / size;
+            pass.prefetch(at + i + ahead);
+            if (size > 2) pass.prefetch(at + i + L + ahead);
+        }
         pass.template apply<A>(at + i, All{}, by, even);
         pass.template apply<A>(at + i + L, All{}, by, odd);
         if (--room > 0) continue;
