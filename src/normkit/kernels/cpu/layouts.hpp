@@ -246,9 +246,14 @@ class Columns {
         sums.read(of, i);
         for (int64_t tile = 0; tile < tiles; ++tile, at += rows * width) {
             typename Pass::template Addend<A> addend{};
-            for (int row = 0; row < rows; ++row) {
+            for (int row = 0; row < rows; ++row)
                 if (rows > 1) pass.prefetch(at + row * width + ahead);
-                pass.template apply<A>(at + row * width, lanes, coefficient, addend);
+            if constexpr (rows > 1 && std::is_same_v<typename Pass::Result, NoSums> && std::is_same_v<Lanes, All>) {
+                for (int row = 0; row < rows; row += 2)
+                    pass.template apply_two<A>(at + row * width, at + (row + 1) * width, coefficient, addend);
+            } else {
+                for (int row = 0; row < rows; ++row)
+                    pass.template apply<A>(at + row * width, lanes, coefficient, addend);
             }
             sums.join(addend);
         }

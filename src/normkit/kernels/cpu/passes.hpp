@@ -5,7 +5,8 @@
 //   GradientSumsPass    Σ dz, Σ dz xhat                   with dz = dy a'(z)
 //   InputGradientPass   dx = scale dz + b xhat + c,  dresidual = dz
 //
-// A pass is called as pass.apply<A>(at, lanes, coefficients, sums): at is the offset of the vector in memory, A
+// A pass is called as pass.apply<A>(at, lanes, coefficients, sums), one that writes outputs as apply_two as well, whose
+// vectors are whole: at is the offset of the vector in memory, A
 // the type of the arithmetic: F, or D where f64_alone and for channels whose coefficients f32 cannot hold. It adds
 // Sums::most vectors at most to its Sums<A>, which then join its Result.
 // x - mean is taken as (x - hi) - lo, where hi + lo is the mean to twice the bits of A: two roundings, both
@@ -124,9 +125,11 @@ struct MomentsPass {
     NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at); }
     int64_t lead(int64_t) const { return 0; }
 
+    // By fma, which leaves the additions' units to the sums: 42 GB/s against 38, in cache.
+    NORMKIT_INLINE static D minus(D v, D k) { return std::is_same_v<T, double> ? v - k : fma(v, splat<D>(1), -k); }
     template <class Lanes>
     NORMKIT_INLINE void add(int64_t at, Lanes lanes, const Coefficient<D>& by, Sums<T>& sums) const {
-        const D v = load<D>(x + at, lanes), d = keep(v - by.k, lanes);
+        const D v = load<D>(x + at, lanes), d = keep(minus(v, by.k), lanes);
         sums.first.add(d);
         sums.second.add_product(d, d);
         if constexpr (std::is_same_v<T, double>) {  // what the subtraction rounded away
@@ -164,10 +167,19 @@ struct NormalizePass {
     bool streamed() const { return y.streamed; }
 
     template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Affine<A>& by, NoSums&) const {
+    NORMKIT_INLINE A value(int64_t at, Lanes lanes, const Affine<A>& by) const {
         A z = by(by.centred(load<A>(x + at, lanes)));
         if (residual) z = z + load<A>(residual + at, lanes);
-        y.put(at, activate(z, act), lanes);
+        return activate(z, act);
+    }
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Affine<A>& by, NoSums&) const {
+        y.put(at, value<A>(at, lanes, by), lanes);
+    }
+    template <class A>
+    NORMKIT_INLINE void apply_two(int64_t at, int64_t next, const Affine<A>& by, NoSums&) const {
+        const A v = value<A>(at, All{}, by), w = value<A>(next, All{}, by);
+        y.put(at, v, next, w);
     }
 };
 
@@ -247,11 +259,20 @@ struct InputGradientPass {
     bool streamed() const { return dx.streamed; }
 
     template <class A, class Lanes>
-    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
+    NORMKIT_INLINE A value(int64_t at, Lanes lanes, const Coefficient<A>& by) const {
         const A d = by.centred(load<A>(x + at, lanes));
         const A dz = upstream.dz(at, lanes, d, by);
         if (dresidual.data) dresidual.put(at, dz, lanes);
-        dx.put(at, fma(by.scale, dz, fma(by.b, d * by.rstd, by.c)), lanes);
+        return fma(by.scale, dz, fma(by.b, d * by.rstd, by.c));
+    }
+    template <class A, class Lanes>
+    NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
+        dx.put(at, value<A>(at, lanes, by), lanes);
+    }
+    template <class A>
+    NORMKIT_INLINE void apply_two(int64_t at, int64_t next, const Coefficient<A>& by, NoSums&) const {
+        const A v = value<A>(at, All{}, by), w = value<A>(next, All{}, by);
+        dx.put(at, v, next, w);
     }
 };
 

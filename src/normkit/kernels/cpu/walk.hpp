@@ -50,6 +50,10 @@ NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, in
             pass.prefetch(at + i + ahead);
             if (size > 2) pass.prefetch(at + i + L + ahead);
         }
+        if constexpr (std::is_same_v<typename Pass::Result, NoSums>) {
+            pass.template apply_two<A>(at + i, at + i + L, by, even);
+            continue;
+        }
         pass.template apply<A>(at + i, All{}, by, even);
         pass.template apply<A>(at + i + L, All{}, by, odd);
         if (--room > 0) continue;
