@@ -106,11 +106,11 @@ class CoefficientRows {
         if constexpr (is_half<T>) expand(by_.row<float>(kShift), row(kShift), c0, c1);
     }
 
-    // z = scale (x - mean) + bias, with a mean and a variance for each group.
+    // z = scale (x - hi) + bias, xhat = rstd (x - hi) + end, with a mean and a variance for each group.
     void affine(int64_t c0, int64_t c1, const Parameter& mean, const Parameter& variance, const double* tail,
                 const Parameter& weight, const Parameter& bias, double eps) const {
-        double *hi = row(kHi), *lo = row(kLo), *rest = row(kRest), *var = row(kVar);
-        double *scale = row(kScale), *beta = row(kBias), *rstd = row(kRstd);
+        double *hi = row(kHi), *lo = row(kLo), *var = row(kVar);
+        double *scale = row(kScale), *beta = row(kBias), *rstd = row(kRstd), *end = row(kEnd);
         const int64_t g0 = c0 / group_, groups = (c1 - c0) / group_;
         values(mean, g0, groups, 0, hi + c0);
         values({const_cast<double*>(tail), DType::f64}, g0, groups, 0, lo + c0);
@@ -123,7 +123,12 @@ class CoefficientRows {
             const Inverse<T> inverse = inverse_deviation<T>(var[c], eps);
             rstd[c] = double(inverse);
             scale[c] = double(scale[c] * inverse);
-            rest[c] = (hi[c] - float(hi[c])) + lo[c];
+            if constexpr (!std::is_same_v<T, double>) {  // hi is a number of f32
+                lo[c] += hi[c] - float(hi[c]);
+                hi[c] = float(hi[c]);
+            }
+            beta[c] -= lo[c] * scale[c];
+            end[c] = -lo[c] * rstd[c];
         }
         std::fill(wide_ + c0, wide_ + c1, false);
         find_wide(c0, c1, [=](int64_t c) {
@@ -133,7 +138,7 @@ class CoefficientRows {
         publish(c0, c1, kHi, kB);
     }
     // dx = scale dz - rstd xhat (mean of weight dz xhat) - rstd (mean of weight dz), the last where x is centred
-    //    = scale dz + b xhat + constant
+    //    = scale dz + b xhat + constant,  the latter to be written in x - hi
     void gradient(int64_t c0, int64_t c1, const double* dz, const double* dz_xhat, double count, bool centred) const {
         double *scale = row(kScale), *b = row(kB), *constant = row(kC);
         const double share = -1 / (count * double(group_)), share_of_dz = centred ? share : 0;
@@ -154,7 +159,7 @@ class CoefficientRows {
     }
 
    private:
-    enum { kRest = kFields, kVar, kRows };  // what f32's hi leaves of the mean; the variance
+    enum { kLo = kFields, kVar, kRows };  // what hi leaves of the mean; the variance
     const int64_t C_, group_, copies_, spread_, length_, stride_;
     const Scratch memory_;
     double* rows_;
@@ -174,7 +179,13 @@ class CoefficientRows {
         }
     }
     void publish_slopes(int64_t c0, int64_t c1) const {
-        const double *b = row(kB), *constant = row(kC);
+        double *b = row(kB), *constant = row(kC);
+        const double *rstd = row(kRstd), *end = row(kEnd);
+#pragma GCC ivdep
+        for (int64_t c = c0; c < c1; ++c) {
+            constant[c] += b[c] * end[c];
+            b[c] *= rstd[c];
+        }
         find_wide(c0, c1, [=](int64_t c) { return fits_f32(b[c]) & fits_f32(constant[c]); });
         publish(c0, c1, kB, kFields);
     }
@@ -190,7 +201,7 @@ class CoefficientRows {
         if constexpr (!std::is_same_v<T, double>) {
             wide = std::any_of(wide_ + c0, wide_ + c1, [](uint8_t flag) { return flag != 0; });
             for (int field = field0; field < field1; ++field)
-                expand(by_.row<float>(field), row(field == kLo ? kRest : field), c0, c1);  // lo beside f32's hi
+                expand(by_.row<float>(field), row(field), c0, c1);
         }
         if (!apart()) return;
         expand(by_.wide, wide_, c0, c1);

@@ -1,16 +1,17 @@
 // What is done to one vector of elements, for any layout: the four passes that every norm is made of.
 //
 //   MomentsPass         Σ(x - k), Σ(x - k)²               in f64 for f32, in short runs of f32 for half types
-//   NormalizePass       y  = a(z),  z = scale (x - mean) + bias + residual
+//   NormalizePass       y  = a(z),  z = scale (x - hi) + bias + residual
 //   GradientSumsPass    Σ dz, Σ dz xhat                   with dz = dy a'(z)
-//   InputGradientPass   dx = scale dz + b xhat + c,  dresidual = dz
+//   InputGradientPass   dx = scale dz + b (x - hi) + c,  dresidual = dz
 //
 // A pass is called as pass.apply<A>(at, lanes, coefficients, sums), one that writes outputs as apply_two as well, whose
 // vectors are whole: at is the offset of the vector in memory, A
 // the type of the arithmetic: F, or D where f64_alone and for channels whose coefficients f32 cannot hold. It adds
 // Sums::most vectors at most to its Sums<A>, which then join its Result.
-// x - mean is taken as (x - hi) - lo, where hi + lo is the mean to twice the bits of A: two roundings, both
-// relative to the result.
+// The mean is hi + lo to twice the bits of T, and the products of lo are part of bias, end and c. That loses nothing:
+// of x - hi and lo one is exact or beyond notice, as either x and hi are so close that x - hi is exact and 0 or twice lo
+// at least, or lo is below the last place of x - hi.
 
 #pragma once
 
@@ -30,7 +31,7 @@ template <class A>
 using ElementOf = std::conditional_t<std::is_same_v<A, D>, double, float>;
 
 // Coefficients: one row per field, one column per channel, in f64 and rounded to f32.
-enum Field { kShift, kHi, kLo, kScale, kBias, kRstd, kB, kC, kFields };
+enum Field { kShift, kHi, kScale, kBias, kRstd, kEnd, kB, kC, kFields };
 
 struct Coefficients {
     double* f64;
@@ -67,14 +68,13 @@ struct ChannelPerLane {
 
 template <class A>
 struct Affine {
-    A hi, lo, scale, bias;
+    A hi, scale, bias;
     template <class From>
     NORMKIT_INLINE explicit Affine(const From& from)
         : hi(from.template get<A>(kHi)),
-          lo(from.template get<A>(kLo)),
           scale(from.template get<A>(kScale)),
           bias(from.template get<A>(kBias)) {}
-    NORMKIT_INLINE A centred(A x) const { return (x - hi) - lo; }
+    NORMKIT_INLINE A centred(A x) const { return x - hi; }
     NORMKIT_INLINE A operator()(A d) const { return fma(d, scale, bias); }
 };
 
@@ -183,7 +183,7 @@ struct NormalizePass {
     }
 };
 
-// dz of one vector, from d = x - mean.
+// dz of one vector, from d = x - hi.
 template <class T, class Act>
 struct Upstream {
     const T *dy, *residual;
@@ -220,9 +220,10 @@ struct GradientSumsPass {
 
     template <class A>
     struct Coefficient : Affine<A> {
-        A rstd;
+        A rstd, end;
         template <class From>
-        NORMKIT_INLINE explicit Coefficient(const From& from) : Affine<A>(from), rstd(from.template get<A>(kRstd)) {}
+        NORMKIT_INLINE explicit Coefficient(const From& from)
+            : Affine<A>(from), rstd(from.template get<A>(kRstd)), end(from.template get<A>(kEnd)) {}
     };
     NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), fetch(upstream.dy + at); }
     int64_t lead(int64_t) const { return 0; }
@@ -230,7 +231,7 @@ struct GradientSumsPass {
     template <class A, class Lanes>
     NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
         const A d = by.centred(load<A>(x + at, lanes));
-        add_gradient(sums, keep(upstream.dz(at, lanes, d, by), lanes), d * by.rstd);
+        add_gradient(sums, keep(upstream.dz(at, lanes, d, by), lanes), fma(d, by.rstd, by.end));
     }
 };
 
@@ -246,13 +247,10 @@ struct InputGradientPass {
 
     template <class A>
     struct Coefficient : Affine<A> {
-        A rstd, b, c;
+        A b, c;
         template <class From>
         NORMKIT_INLINE explicit Coefficient(const From& from)
-            : Affine<A>(from),
-              rstd(from.template get<A>(kRstd)),
-              b(from.template get<A>(kB)),
-              c(from.template get<A>(kC)) {}
+            : Affine<A>(from), b(from.template get<A>(kB)), c(from.template get<A>(kC)) {}
     };
     NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), fetch(upstream.dy + at); }
     int64_t lead(int64_t at) const { return dx.lead(at); }
@@ -263,7 +261,7 @@ struct InputGradientPass {
         const A d = by.centred(load<A>(x + at, lanes));
         const A dz = upstream.dz(at, lanes, d, by);
         if (dresidual.data) dresidual.put(at, dz, lanes);
-        return fma(by.scale, dz, fma(by.b, d * by.rstd, by.c));
+        return fma(by.scale, dz, fma(by.b, d, by.c));
     }
     template <class A, class Lanes>
     NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, NoSums&) const {
