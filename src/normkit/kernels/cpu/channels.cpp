@@ -178,8 +178,7 @@ class Channels {
         rows_.repeat(k, groups);
         rows_.shift(c0, c1, call_.mask != nullptr);
     }
-    // Half types are summed in f32 first. Where squares left its range, or the shift is more than a deviation from
-    // the mean, that was not enough, and the channel is summed again in f64.
+    // Half types are summed in f32 first. Where that was not enough, the channel is summed again in f64.
     bool too_far(int64_t c0, int64_t c1, double count) const {
         if (!is_half<T> || call_.mask) return false;
         const Totals sums = total();
@@ -188,8 +187,7 @@ class Channels {
         for (int64_t first = c0; first < c1; first += group_) {
             double sum = 0, squares = 0;
             for (int64_t c = first; c < first + terms; ++c) sum += sums.row(0)[c], squares += sums.row(1)[c];
-            const bool near = sum * sum < squares / 2 * (count * double(group_));
-            if (near && squares > 0x1p-80 && squares < 0x1p120) continue;
+            if (short_sums_hold(sum, squares, count * double(group_))) continue;
             rows_.shift(first, first + group_, true);
             found = true;
         }

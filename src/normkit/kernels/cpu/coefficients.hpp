@@ -113,7 +113,8 @@ class CoefficientRows {
         double *scale = row(kScale), *beta = row(kBias), *rstd = row(kRstd), *end = row(kEnd);
         const int64_t g0 = c0 / group_, groups = (c1 - c0) / group_;
         values(mean, g0, groups, 0, hi + c0);
-        values({const_cast<double*>(tail), DType::f64}, g0, groups, 0, lo + c0);
+        const bool with_tail = std::is_same_v<T, double>;  // other means have bits enough without
+        values({with_tail ? const_cast<double*>(tail) : nullptr, DType::f64}, g0, groups, 0, lo + c0);
         values(variance, g0, groups, 1, var + c0);
         for (double* each : {hi, lo, var}) repeat(each + c0, groups);
         values(weight, c0, c1 - c0, 1, scale + c0);
@@ -124,7 +125,7 @@ class CoefficientRows {
             rstd[c] = double(inverse);
             scale[c] = double(scale[c] * inverse);
             if constexpr (!std::is_same_v<T, double>) {  // hi is a number of f32
-                lo[c] += hi[c] - float(hi[c]);
+                lo[c] = hi[c] - float(hi[c]);
                 hi[c] = float(hi[c]);
             }
             beta[c] -= lo[c] * scale[c];

@@ -233,7 +233,7 @@ class Rows {
         sum(pass, r, n, rows, of);
         if constexpr (is_half<T>) {
             for (int64_t i = 0; i < n; ++i) {
-                if (trusted(of[i])) continue;
+                if (short_sums_hold(of[i].first.hi, of[i].second.hi, double(M_))) continue;
                 rows[i].hi = first(r + i);
                 rows[i].wide = true;
                 sum(pass, r + i, 1, rows + i, of + i);
@@ -257,10 +257,6 @@ class Rows {
             return sum_of<float, L>(load<F>(x() + r * M_, First{n})) / float(n);
         }
         return first(r);
-    }
-    bool trusted(const RowTotals& of) const {
-        const double sum = of.first.hi, squares = of.second.hi;
-        return sum * sum < squares * double(M_) / 2 && squares > 0x1p-80 && squares < 0x1p120;
     }
     static Row row_of(Pair mean, double var, double eps) {
         const double rstd = double(inverse_deviation<T>(var, eps));

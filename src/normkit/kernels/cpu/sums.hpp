@@ -162,6 +162,12 @@ struct Sums {
     }
 };
 
+// Whether Σ(x - k) and Σ(x - k)² of n values, in short runs of f32, are right: their squares are in its range, and k is
+// within four deviations of the mean.
+inline bool short_sums_hold(double sum, double squares, double n) {
+    return sum * sum * 17 < squares * n * 16 && squares > 0x1p-80 && squares < 0x1p120;
+}
+
 struct Moments {
     Pair mean;
     double var;
