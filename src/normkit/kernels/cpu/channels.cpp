@@ -18,7 +18,7 @@ namespace normkit::NORMKIT_ISA {
 namespace {
 
 // Planes below this are taken as rows of columns, where no vector ends with a plane.
-constexpr int64_t kSmallPlane = 64;
+constexpr int64_t kSmallPlane = 32;
 
 template <class T, class Layout>
 class Channels {

@@ -34,7 +34,8 @@ class Planes {
     int64_t columns() const { return C; }
     int64_t offset(int64_t n, int64_t s, int64_t c) const { return (n * C + c) * S + s; }
 
-    bool can_stream(const void*) const { return true; }
+    // Where most lines are whole: the ends of planes share theirs.
+    bool can_stream(const void*) const { return S * int64_t(sizeof(T)) >= 512; }
 
     // Channels per block, for blocks that each fit the given bytes of cache and keep the threads busy; 0: share.
     int64_t block(int64_t bytes, int64_t arrays, int threads) const {
@@ -51,53 +52,65 @@ class Planes {
     bool joint() const { return N == 1 && chunks == 1 && !mask_; }
     template <class Pass>
     void group_sums(const Pass pass, const Coefficients& by, int64_t c0, int64_t c1, int64_t group, Totals out) const {
-        for (int64_t c = c0; c < c1; c += group) {
-            const Sums<T> sums = walk_channel(pass, by, c, c * S, group * S, nullptr);
-            out.template set<T>(0, c - c0, sums.first.total());
-            out.template set<T>(1, c - c0, sums.second.total());
-        }
+        for (int64_t c = c0; c < c1; c += group) put(out, c - c0, walk_channel(pass, by, c, c * S, group * S, 0, 1));
     }
+    // Channel by channel: the sums of one stay in registers.
     template <class Pass>
     void sums(const Pass pass, const Coefficients by, int64_t chunk, int64_t c0, int64_t c1, int64_t group,
               Totals out) const {
         if (group > 1 && joint()) return group_sums(pass, by, c0, c1, group, out);
         const Run run = run_of(chunk);
-        for (int64_t first = c0; first < c1; first += kMostChannels) {
-            const int64_t last = std::min(c1, first + kMostChannels);
-            Sums<T> of[kMostChannels] = {};
-            for (int64_t n = run.n0; n < run.n1; ++n)
-                for (int64_t c = first; c < last; ++c)
-                    of[c - first].join(walk_channel(pass, by, c, offset(n, run.s0, c), run.length, mask(n, run.s0)));
-            for (int64_t c = first; c < last; ++c) {
-                out.template set<T>(0, c - c0, of[c - first].first.total());
-                out.template set<T>(1, c - c0, of[c - first].second.total());
+        for (int64_t c = c0; c < c1; ++c) {
+            if (!mask_) {
+                put(out, c - c0, walk_channel(pass, by, c, offset(run.n0, run.s0, c), run.length, C * S, run.n1 - run.n0));
+                continue;
             }
+            Sums<T> sums{};
+            for (int64_t n = run.n0; n < run.n1; ++n)
+                sums.join(walk_channel_masked(pass, by, c, offset(n, run.s0, c), run.length, mask(n, run.s0)));
+            put(out, c - c0, sums);
         }
     }
+    // In the order of memory.
     template <class Pass>
     void map(const Pass pass, const Coefficients by, int64_t chunk, int64_t c0, int64_t c1) const {
         const Run run = run_of(chunk);
-        for (int64_t n = run.n0; n < run.n1; ++n)
-            for (int64_t c = c0; c < c1; ++c)
-                walk_channel(pass, by, c, offset(n, run.s0, c), run.length, mask(n, run.s0));
+        for (int64_t n = run.n0; n < run.n1; ++n) {
+            for (int64_t c = c0; c < c1; ++c) {
+                const int64_t at = offset(n, run.s0, c);
+                if (mask_)
+                    walk_channel_masked(pass, by, c, at, run.length, mask(n, run.s0));
+                else
+                    walk_channel(pass, by, c, at, run.length, 0, 1);
+            }
+        }
     }
 
    private:
+    static void put(const Totals& out, int64_t c, const Sums<T>& sums) {
+        out.template set<T>(0, c, sums.first.total());
+        out.template set<T>(1, c, sums.second.total());
+    }
     template <class Pass>
     NORMKIT_INLINE static typename Pass::Result walk_channel(const Pass& pass, const Coefficients& by, int64_t c,
-                                                             int64_t at, int64_t n, const uint8_t* mask) {
-        if constexpr (Pass::f64_alone)
-            return walk<D>(pass, OneChannel{by, c}, at, n, mask);
-        else
-            return by.wide[c] ? walk_wide(pass, by, c, at, n, mask) : walk<F>(pass, OneChannel{by, c}, at, n, mask);
+                                                             int64_t at, int64_t n, int64_t stride, int64_t runs) {
+        if constexpr (!Pass::f64_alone)
+            if (!by.wide[c]) return walk<F>(pass, OneChannel{by, c}, at, n, stride, runs);
+        return walk_wide(pass, by, c, at, n, stride, runs);
     }
     template <class Pass>
     [[gnu::noinline]] static typename Pass::Result walk_wide(const Pass pass, const Coefficients by, int64_t c, int64_t at,
-                                                             int64_t n, const uint8_t* mask) {
-        return walk<D>(pass, OneChannel{by, c}, at, n, mask);
+                                                             int64_t n, int64_t stride, int64_t runs) {
+        return walk<D>(pass, OneChannel{by, c}, at, n, stride, runs);
+    }
+    template <class Pass>
+    static typename Pass::Result walk_channel_masked(const Pass& pass, const Coefficients& by, int64_t c, int64_t at,
+                                                     int64_t n, const uint8_t* mask) {
+        if constexpr (!Pass::f64_alone)
+            if (!by.wide[c]) return walk_masked<F>(pass, OneChannel{by, c}, at, n, mask);
+        return walk_masked<D>(pass, OneChannel{by, c}, at, n, mask);
     }
 
-    static constexpr int64_t kMostChannels = 32;  // whose sums are kept while a chunk is read in memory order
     const uint8_t* mask_;
     int64_t planes_, pieces_, piece_;  // a chunk: so many planes, or one piece of a large plane
 

@@ -20,7 +20,8 @@ inline I positions(const uint8_t* mask, int n) {
 }
 
 template <class A, class Pass, class From>
-[[gnu::noinline]] typename Pass::Result walk_masked(const Pass pass, const From from, int64_t at, int64_t n, const uint8_t* mask) {
+[[gnu::noinline]] typename Pass::Result walk_masked(const Pass pass, const From from, int64_t at, int64_t n,
+                                                    const uint8_t* mask) {
     const typename Pass::template Coefficient<A> by(from);
     typename Pass::Result sums{};
     for (int64_t i = 0; i < n; i += L) {
@@ -32,41 +33,54 @@ template <class A, class Pass, class From>
     return sums;
 }
 
-// Two sets of sums hide the latency of an addition. They join the result before the last room in them is taken, which
-// the end of the run may need. Inlined, as the run may be a plane of a few vectors.
+// Over several runs of n elements, `stride` apart. Two sets of sums hide the latency of an addition. They join the
+// result when they are full. Inlined, as a run may be a plane of a few vectors.
 template <class A, class Pass, class From>
-NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, int64_t at, int64_t n,
-                                          const uint8_t* mask) {
+NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, int64_t at, int64_t n, int64_t stride = 0,
+                                          int64_t runs = 1) {
     using Addend = typename Pass::template Addend<A>;
-    if (mask) return walk_masked<A>(pass, from, at, n, mask);
+    constexpr bool writes = std::is_same_v<typename Pass::Result, NoSums>;
     const typename Pass::template Coefficient<A> by(from);
     typename Pass::Result sums{};
     Addend even{}, odd{};
-    int64_t i = std::min(n, pass.lead(at));
-    if (i > 0) pass.template apply<A>(at, First{int(i)}, by, even);
-    for (int room = Addend::most / 2; i + 2 * L <= n; i += 2 * L) {
-        if constexpr (!std::is_same_v<typename Pass::Result, NoSums>) {
-            constexpr int64_t size = sizeof(*pass.x), ahead = kAhead / size;
-            pass.prefetch(at + i + ahead);
-            if (size > 2) pass.prefetch(at + i + L + ahead);
-        }
-        if constexpr (std::is_same_v<typename Pass::Result, NoSums>) {
-            pass.template apply_two<A>(at + i, at + i + L, by, even);
-            continue;
-        }
-        pass.template apply<A>(at + i, All{}, by, even);
-        pass.template apply<A>(at + i + L, All{}, by, odd);
-        if (--room > 0) continue;
+    int room = Addend::most / 2;  // in each
+    const auto full = [&] {
+        if (writes || --room > 0) return;
         even.join(odd);
         sums.join(even);
         even = odd = {};
         room = Addend::most / 2;
+    };
+    for (; runs > 0; --runs, at += stride) {
+        int64_t i = std::min(n, pass.lead(at));
+        if (i > 0) pass.template apply<A>(at, First{int(i)}, by, even);
+        for (; i + 2 * L <= n; i += 2 * L) {
+            if constexpr (writes) {
+                pass.template apply_two<A>(at + i, at + i + L, by, even);
+            } else {
+                constexpr int64_t size = sizeof(*pass.x), ahead = kAhead / size;
+                pass.prefetch(at + i + ahead);
+                if (size > 2) pass.prefetch(at + i + L + ahead);
+                pass.template apply<A>(at + i, All{}, by, even);
+                pass.template apply<A>(at + i + L, All{}, by, odd);
+                full();
+            }
+        }
+        if (i == n) continue;
+        if constexpr (writes) {
+            if (n >= L && !pass.streamed()) {  // whole vectors again: stores of some lanes are slow
+                const int64_t last = at + n - L;
+                i + L < n ? pass.template apply_two<A>(at + i, last, by, even) : pass.template apply<A>(last, All{}, by, even);
+                continue;
+            }
+        }
+        if (i + L <= n) {
+            pass.template apply<A>(at + i, All{}, by, even);
+            i += L;
+        }
+        if (i < n) pass.template apply<A>(at + i, First{int(n - i)}, by, odd);
+        full();
     }
-    if (i + L <= n) {
-        pass.template apply<A>(at + i, All{}, by, even);
-        i += L;
-    }
-    if (i < n) pass.template apply<A>(at + i, First{int(n - i)}, by, odd);
     even.join(odd);
     sums.join(even);
     return sums;
