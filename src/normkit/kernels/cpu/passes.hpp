@@ -95,6 +95,9 @@ struct Output {
     NORMKIT_INLINE void put(int64_t at, A v, Lanes lanes) const {
         store(data + at, keep(v, lanes), lanes);
     }
+    NORMKIT_INLINE void prefetch(int64_t at) const {
+        if (!streamed) __builtin_prefetch(data + at, 1, 3);
+    }
     int64_t lead(int64_t at) const {
         if (!streamed) return 0;
         return -int64_t(reinterpret_cast<uintptr_t>(data + at) / sizeof(T)) & (L - 1);
@@ -162,9 +165,10 @@ struct NormalizePass {
 
     template <class A>
     using Coefficient = Affine<A>;
-    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at); }
+    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), y.prefetch(at); }
     int64_t lead(int64_t at) const { return y.lead(at); }
     bool streamed() const { return y.streamed; }
+    const Output<T>& out() const { return y; }
 
     template <class A, class Lanes>
     NORMKIT_INLINE A value(int64_t at, Lanes lanes, const Affine<A>& by) const {
@@ -252,9 +256,10 @@ struct InputGradientPass {
         NORMKIT_INLINE explicit Coefficient(const From& from)
             : Affine<A>(from), b(from.template get<A>(kB)), c(from.template get<A>(kC)) {}
     };
-    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), fetch(upstream.dy + at); }
+    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), fetch(upstream.dy + at), dx.prefetch(at); }
     int64_t lead(int64_t at) const { return dx.lead(at); }
     bool streamed() const { return dx.streamed; }
+    const Output<T>& out() const { return dx; }
 
     template <class A, class Lanes>
     NORMKIT_INLINE A value(int64_t at, Lanes lanes, const Coefficient<A>& by) const {

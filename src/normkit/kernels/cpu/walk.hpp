@@ -56,6 +56,9 @@ NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, in
         if (i > 0) pass.template apply<A>(at, First{int(i)}, by, even);
         for (; i + 2 * L <= n; i += 2 * L) {
             if constexpr (writes) {
+                constexpr int64_t size = sizeof(*pass.x), ahead = 1024 / size;
+                pass.out().prefetch(at + i + ahead);
+                if (size > 2) pass.out().prefetch(at + i + L + ahead);
                 pass.template apply_two<A>(at + i, at + i + L, by, even);
             } else {
                 constexpr int64_t size = sizeof(*pass.x), ahead = kAhead / size;
