@@ -164,7 +164,7 @@ struct RowOutputPass {
 
     NORMKIT_INLINE void prefetch(int64_t at) const {
         if (!ahead) return;
-        __builtin_prefetch(x + at + ahead);
+        fetch(x + at + ahead);
         __builtin_prefetch(to + at + ahead, 1);
     }
     template <class A>
@@ -197,8 +197,8 @@ struct RowGradientPass {
 
     NORMKIT_INLINE void prefetch(int64_t at) const {
         if (!ahead) return;
-        __builtin_prefetch(x + at + ahead);
-        __builtin_prefetch(dy + at + ahead);
+        fetch(x + at + ahead);
+        fetch(dy + at + ahead);
         __builtin_prefetch(to + at + ahead, 1);
     }
     template <class A>
