@@ -85,8 +85,9 @@ class Channels {
     const T* x() const { return tensor(call_.x); }
 
     Output<T> output(void* data) const {
-        const int64_t each = call_.C * call_.S * int64_t(sizeof(T));
-        return {static_cast<T*>(data), leaves_cache(call_.of_samples * each) && layout_.can_stream(data)};
+        const int64_t bytes = call_.of_samples * call_.C * call_.S * int64_t(sizeof(T));
+        const bool alone = call_.stages == kOutputs && !call_.dy;  // in training there are gradients, and x stays
+        return {static_cast<T*>(data), leaves_cache(alone ? bytes * 3 / 2 : bytes * 4) && layout_.can_stream(data)};
     }
 
     // --- blocks of channels ---------------------------------------------------------------------------------

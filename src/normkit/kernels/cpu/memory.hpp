@@ -16,7 +16,8 @@ struct Caches {
 };
 const Caches& caches();
 
-// Whether an output of so many bytes will not be found in the cache by whoever reads it next.
+// Whether an output will not be found in the cache by whoever reads it next: whether so many bytes, its own and those
+// of the tensors that are in use with it, are more than the cache.
 bool leaves_cache(int64_t bytes);
 
 // Uninitialized memory, aligned to a cache line, freed at the end of the scope.
