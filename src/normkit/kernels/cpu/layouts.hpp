@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "memory.hpp"
+#include "parallel.hpp"
 #include "walk.hpp"
 
 namespace normkit::NORMKIT_ISA {
@@ -143,7 +144,7 @@ class Columns {
         rows_ = N * S * C / columns_;
         rest_ = N * S * C % columns_;
         // A power of two of them, which threads share evenly; few, as the sums of each go from core to core.
-        const int64_t most = 64, fewest_rows = 256, fewest = 1 << 16;  // elements
+        const int64_t most = 64, fewest_rows = 256, fewest = 4 * kGrain;  // elements
         chunks = 1;
         while (chunks < most && rows_ >= 2 * chunks * fewest_rows && rows_ * columns_ >= 2 * chunks * fewest) chunks *= 2;
         chunk_rows_ = std::max<int64_t>(1, ceil_div(ceil_div(rows_, chunks), kTile)) * kTile;
