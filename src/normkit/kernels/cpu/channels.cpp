@@ -9,9 +9,10 @@
 #include <numeric>
 
 #include "coefficients.hpp"
+#include "columns.hpp"
 #include "dispatch.hpp"
-#include "layouts.hpp"
 #include "parallel.hpp"
+#include "planes.hpp"
 
 namespace normkit::NORMKIT_ISA {
 
