@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from normkit.errors import unknown
 from normkit.kernels import composed
 from normkit.kernels.composed import Combine
+from normkit.kernels.composed import correct as correct
 
 try:
     from normkit.kernels import combined as _engine
