@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from kinds import KINDS, assert_same, batch, every_kind, network, state_of, train
@@ -47,6 +51,26 @@ class TestCheckpoints:
             torch.testing.assert_close(value, plain.state_dict()[key], rtol=1e-6, atol=1e-6)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+    def test_around_a_compiled_layer_without_kernels(self) -> None:
+        """As on other devices, where torch operations would move statistics each time that the graph runs."""
+        run = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                __file__,
+                "-k",
+                "around_a_compiled_layer[",
+            ],
+            env={**os.environ, "NORMKIT_BACKEND": "composed"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout[-3000:]
 
     @pytest.mark.parametrize("kind", ["batch", "renorm", "running"])
     def test_inside_a_compiled_function(self, kind: str) -> None:

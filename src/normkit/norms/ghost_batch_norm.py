@@ -117,11 +117,12 @@ def _by_ghosts(x: Tensor, ghost_size: int, affine: Affine) -> tuple[Tensor, Tens
     values = inputs.count(x.shape[2:])
     if values == 1 and not torch.compiler.is_compiling():
         _check_several_samples(x, ghost_size)
+    samples = x.shape[0]
     if affine.mask is None:
-        of_sample = torch.full([x.shape[0], 1], values, device=x.device)
+        starts = torch.arange(0, samples, ghost_size, device=x.device)
+        counts = (samples - starts).clamp(max=ghost_size) * values
     else:
-        of_sample = affine.mask.unsqueeze(-1).flatten(1).sum(1, keepdim=True)
-    counts = _cut(of_sample, ghost_size).sum((1, 2))
+        counts = _cut(affine.mask.unsqueeze(-1).flatten(1), ghost_size).sum((1, 2))
     if not affine.each:
         return *kernels.ghosts(x, ghost_size, *affine), counts
     y, stats, count = mixing.mix(x, partial(_pool_runs, ghost_size), {}, affine)

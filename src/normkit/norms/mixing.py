@@ -28,7 +28,8 @@ class Affine(NamedTuple):
     @property
     def each(self) -> bool:
         """Whether samples have maps of their own, which the kernels of batch norm do not know."""
-        return inputs.per_sample(self.weight, self.bias)
+        weight, bias = self.weight, self.bias
+        return (weight is not None and weight.dim() == 2) or (bias is not None and bias.dim() == 2)
 
 
 def check(
