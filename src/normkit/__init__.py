@@ -1,6 +1,7 @@
 """Normalization for deep networks. This page is the contents: public names only."""
 
 from normkit import functional, kernels
+from normkit.norms.accumulation import accumulate
 from normkit.norms.adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d
 from normkit.norms.batch_instance_norm import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
 from normkit.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -15,9 +16,9 @@ from normkit.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, Instance
 from normkit.norms.layer_norm import LayerNorm
 from normkit.norms.recurrent_batch_norm import RecurrentBatchNorm
 from normkit.norms.rms_norm import RMSNorm
+from normkit.norms.scope import domain
 from normkit.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from normkit.norms.sync_batch_norm import SyncBatchNorm
-from normkit.norms.tracking import accumulate, domain
 from normkit.norms.virtual_batch_norm import (
     VirtualBatchNorm1d,
     VirtualBatchNorm2d,

@@ -79,10 +79,13 @@ class TestMask:
                 assert gradient.isfinite().all()
 
     def test_full_mask_changes_nothing(self) -> None:
-        x = torch.randn(4, 3, 5, 5)
+        """But the order of sums in float64, whose last bits may round an output to the number beside it."""
+        x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         plain, masked = nk.BatchNorm2d(3), nk.BatchNorm2d(3)
-        assert torch.equal(masked(x, mask=torch.ones(4, 5, 5, dtype=torch.bool)), plain(x))
-        assert all(torch.equal(plain.state_dict()[k], v) for k, v in masked.state_dict().items())
+        y = masked(x, mask=torch.ones(4, 5, 5, dtype=torch.bool))
+        torch.testing.assert_close(y, plain(x), rtol=2 * U32, atol=0)
+        for key, value in plain.state_dict().items():
+            torch.testing.assert_close(masked.state_dict()[key], value, rtol=2 * U32, atol=0)
 
     @pytest.mark.parametrize("valid", [0, 1])
     def test_too_few_values_move_no_statistic(self, valid: int) -> None:

@@ -123,11 +123,6 @@ def test_threads_change_no_bit() -> None:
 @pytest.mark.parametrize(
     ("size", "samples", "message"),
     [
-        (
-            1,
-            4,
-            r"got input size \[4, 3\] with ghost_size=1, whose sub-batches have one: take a ghost_size of 2",
-        ),
         (3, 4, r"got input size \[4, 3\] with ghost_size=3, whose last sub-batch has one: drop that sample"),
         (8, 1, r"Expected more than 1 value per channel when training, got input size \[1, 3\]"),
     ],
@@ -140,15 +135,11 @@ def test_one_value_has_no_variance(size: int, samples: int, message: str) -> Non
     layer.eval()(torch.randn(samples, 3))
 
 
-def test_one_sample_is_enough_with_space() -> None:
-    """Then it is instance norm."""
-    x = data()
-    got = nk.GhostBatchNorm1d(3, 1)(x)
-    torch.testing.assert_close(got, nk.InstanceNorm1d(3)(x), rtol=8 * U32, atol=8 * U32)
-
-
-def test_sizes_below_one() -> None:
-    with pytest.raises(ValueError, match="the samples of a sub-batch, 1 or more, got 0"):
-        nk.GhostBatchNorm1d(3, 0)
-    with pytest.raises(ValueError, match="the samples of a sub-batch, 1 or more, got -2"):
-        nk.functional.ghost_batch_norm(data(), -2, None, None, training=True)
+@pytest.mark.parametrize("size", [1, 0, -2])
+def test_sizes_below_two(size: int) -> None:
+    message = f"the samples of a sub-batch, 2 or more, got {size}: take InstanceNorm"
+    with pytest.raises(ValueError, match=message):
+        nk.GhostBatchNorm1d(3, size)
+    for training in (True, False):
+        with pytest.raises(ValueError, match=message):
+            nk.functional.ghost_batch_norm(data(), size, torch.zeros(3), torch.ones(3), training=training)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import Ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 import normkit as nk
 
@@ -32,8 +32,8 @@ def layer_of(dtype: torch.dtype = torch.float32, **options: Any) -> nk.BatchNorm
     return layer.to(dtype if dtype == torch.float64 else torch.float32)
 
 
-def step(layer: nk.BatchNorm2d, batch: dict[str, Tensor], *, residual: bool, mask: bool) -> dict[str, Tensor]:
-    """Outputs, gradients and buffers of one training step."""
+def step(layer: nn.Module, batch: dict[str, Tensor], *, residual: bool, mask: bool) -> dict[str, Tensor]:
+    """Outputs, gradients and state of one training step."""
     x = batch["x"].clone().requires_grad_()
     options = {name: batch[name] for name, used in (("residual", residual), ("mask", mask)) if used}
     if residual:
@@ -45,8 +45,7 @@ def step(layer: nk.BatchNorm2d, batch: dict[str, Tensor], *, residual: bool, mas
         "y": y.detach(),
         "dx": x.grad,
         **gradients,
-        "dweight": layer.weight.grad,
-        "dbias": layer.bias.grad,
+        **{f"d{name}": parameter.grad for name, parameter in layer.named_parameters()},
         **{key: value.clone() for key, value in layer.state_dict().items()},
     }
 
@@ -80,8 +79,12 @@ def test_two_are_one(two: Ranks, sizes: tuple[int, ...], dtype: torch.dtype, use
 
 
 def assert_equals_whole(
-    ranks: list[Any], expected: dict[str, Tensor], cut_up: tuple[str, ...] = ("y", "dx", "dresidual")
+    ranks: list[Any],
+    expected: dict[str, Tensor],
+    cut_up: tuple[str, ...] = ("y", "dx", "dresidual"),
+    terms: float = 0.0,
 ) -> None:
+    """Equal to one process; terms: how large the sums are of which a gradient is the rest that did not cancel."""
     for rank in ranks:
         if isinstance(rank, Exception):
             raise rank
@@ -90,9 +93,10 @@ def assert_equals_whole(
         scale = value.double().abs().max()
         if key in cut_up:
             got = torch.cat(parts)
-        elif key in ("dweight", "dbias"):
+        elif key.startswith("d"):
             got = torch.stack(parts).sum(0)
-            scale = torch.stack(parts).abs().sum(0).max()  # each part was rounded at its own size
+            # Each part was rounded at its own size.
+            scale = max(torch.stack(parts).abs().sum(0).max(), torch.tensor(terms))
         else:
             got = parts[0]
             assert all(torch.equal(got, part) for part in parts), "all ranks hold the same bits"

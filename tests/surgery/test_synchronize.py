@@ -135,3 +135,18 @@ def test_wrong_group() -> None:
     assert type(net[0]) is nn.BatchNorm1d
     with pytest.raises(TypeError, match="ProcessGroup"):
         nk.BatchNorm2d(3, process_group=1)
+
+
+def test_relatives_of_batch_norm_too() -> None:
+    """By their names in the model, as far down as an LSTM's."""
+    lstm = nk.BatchNormLSTM(4, 3, max_length=2)
+    net = nn.Sequential(nk.GhostBatchNorm1d(3, 2), nk.SwitchNorm1d(3), nk.BatchInstanceNorm1d(3), lstm)
+    layers = [*net[:3], lstm.cell.norm_ih, lstm.cell.norm_hh, lstm.cell.norm_c]
+    nk.synchronize(net)
+    assert [layer.process_group for layer in layers] == ["world"] * 6
+    assert [layer.identity.title for layer in layers][2:4] == ["2", "3.cell.norm_ih"]
+    assert "process_group='world'" in repr(net[1])
+    copied = pickle.loads(pickle.dumps(net))
+    assert copied[1].process_group == "world"
+    nk.desynchronize(net)
+    assert [layer.process_group for layer in layers] == [None] * 6

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from torch.nn import Parameter
 from normkit.errors import unknown
 from normkit.kernels import composed
 from normkit.kernels.composed import Combine
+from normkit.kernels.composed import correct as correct
+from normkit.kernels.recomputation import recomputing
 
 try:
     from normkit.kernels import combined as _engine
@@ -131,7 +134,8 @@ def channels(
     y, stats, count = backend.channels(x, weight, bias, eps, activation, residual, mask)
     if running is not None:
         mean, var, momentum, batches = running
-        backend.update_running(mean, var, stats, count, momentum, batches, None)
+        move = update_running if _traced(mean) else backend.update_running
+        move(mean, var, stats, count, momentum, batches, None)
     return y, stats, count
 
 
@@ -269,7 +273,41 @@ def update_running(
     num_batches_skipped: Tensor | None = None,
 ) -> None:
     """Move running statistics (C) in place towards the rows of stats; see `statistics.update_running_`."""
-    backend = composed if running_var.dtype != running_mean.dtype else _choose(running_mean)
-    backend.update_running(
-        running_mean, running_var, stats, count, momentum, num_batches_tracked, num_batches_skipped
-    )
+    arguments = momentum, num_batches_tracked, num_batches_skipped
+    if _traced(running_mean):
+        number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
+        torch.ops.normkit.update_running(running_mean, running_var, stats, number, counts, *arguments)
+    else:
+        backend = composed if running_var.dtype != running_mean.dtype else _choose(running_mean)
+        backend.update_running(running_mean, running_var, stats, count, *arguments)
+
+
+def _traced(running_mean: Tensor) -> bool:
+    """Whether a program is being made, which must ask when it runs whether it is a recomputation, on any device.
+
+    Not under transforms of torch.func, which know no rule for an operator of ours.
+    """
+    if torch.compiler.is_compiling():
+        return get_dynamic_layer_stack_depth() == 0
+    watched = (
+        compiled is not None and compiled.is_watched()
+    )  # by a dispatch mode, which the kernels would pass by
+    return watched and _choose(running_mean) is not composed
+
+
+@torch.library.custom_op(
+    "normkit::update_running",
+    mutates_args=("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped"),
+    schema="(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor stats, SymInt count, Tensor? counts, "
+    "float? momentum, Tensor(c!)? num_batches_tracked, Tensor(d!)? num_batches_skipped) -> ()",
+)
+def _update_operator(
+    running_mean: Tensor,
+    running_var: Tensor,
+    stats: Tensor,
+    count: int,
+    counts: Tensor | None,
+    *arguments: Any,
+) -> None:
+    if not recomputing():
+        update_running(running_mean, running_var, stats, count if counts is None else counts, *arguments)

@@ -19,7 +19,6 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from normkit.kernels import composed, cpu
-from normkit.kernels.recomputation import recomputing
 
 Kind = Literal["channels", "ghosts", "given", "groups", "filters", "layer", "rms"]
 
@@ -102,9 +101,6 @@ def update_running(
 ) -> None:
     """Move running statistics (C) towards stats (2 or more, C) or (2 or more, K, C), rounded once."""
     arguments = (momentum, num_batches_tracked, num_batches_skipped)
-    if is_watched():
-        number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
-        return torch.ops.normkit.update_running(running_mean, running_var, stats, number, counts, *arguments)
     if isinstance(count, Tensor) and count.dim() == stats.dim() - 2:
         count = count.to(torch.int64)
     elif isinstance(count, Tensor):
@@ -119,27 +115,6 @@ def update_running(
     changed = (running_mean, running_var, num_batches_tracked, num_batches_skipped)
     increment_version([b for b in changed if b is not None])  # autograd must see what happened in place
     return None
-
-
-@torch.library.custom_op(
-    "normkit::update_running",
-    mutates_args=("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped"),
-    device_types="cpu",
-    schema="(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor stats, SymInt count, Tensor? counts, "
-    "float? momentum, Tensor(c!)? num_batches_tracked, Tensor(d!)? num_batches_skipped) -> ()",
-)
-def _update_operator(
-    running_mean: Tensor,
-    running_var: Tensor,
-    stats: Tensor,
-    count: int,
-    counts: Tensor | None,
-    *arguments: Any,
-) -> None:
-    # What was traced is asked when it runs: a compiled layer may be recomputed inside a backward pass.
-    if not recomputing():
-        number = count if counts is None else counts
-        update_running(running_mean, running_var, stats, number, *arguments)
 
 
 def _normalize(

@@ -201,16 +201,31 @@ def renorm(
     def combine(
         mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        deviation = (known_var.to(var.dtype) + eps).sqrt()
-        r = _clip((var.detach() + eps).sqrt() / deviation, 1 / r_max, r_max)
-        d = _clip((mean.detach() - known_mean) / deviation, -d_max, d_max)
-        if weight is not None:
-            weight = weight.to(r.dtype)  # once, so that its gradient is rounded once
-            r, d = weight * r, weight * d
-        return mean, var, r, d if bias is None else bias + d
+        return correct(r_max, d_max, eps, mean, var, known_mean, known_var, weight, bias)
 
     affine = [p for p in (weight, bias) if p is not None]
     return combined(x, combine, affine, eps, False, activation, residual, mask)
+
+
+def correct(
+    r_max: float | Tensor,
+    d_max: float | Tensor,
+    eps: float,
+    mean: Tensor,
+    var: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Batch renorm's rule: the weight and bias that bring values of this mean and variance towards known ones."""
+    deviation = (known_var.to(var.dtype) + eps).sqrt()
+    r = _clip((var.detach() + eps).sqrt() / deviation, 1 / r_max, r_max)
+    d = _clip((mean.detach() - known_mean) / deviation, -d_max, d_max)
+    if weight is not None:
+        weight = weight.to(r.dtype)  # once, so that its gradient is rounded once
+        r, d = weight * r, weight * d
+    return mean, var, r, d if bias is None else bias + d
 
 
 @torch.no_grad()

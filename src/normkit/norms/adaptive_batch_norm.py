@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from normkit import processes
-from normkit.norms import inputs, mixing, tracking
+from normkit.norms import inputs, mixing
+from normkit.norms.batch_moments import normalize
 from normkit.norms.batch_norm import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
     _BatchNorm,  # pyright: ignore[reportPrivateUsage]
 )
+from normkit.norms.blending import blend, share_of
+from normkit.norms.mixing import Affine
+from normkit.norms.scope import scope
 from normkit.norms.tracing import one_node
-from normkit.statistics import pooled
+from normkit.norms.tracking import Place
 
 
 def adaptive_batch_norm(
@@ -76,16 +81,15 @@ def adaptive_batch_norm(
     """
     running = running_mean, running_var
     name = "adaptive batch norm"
-    mixing.check(name, input, *running, None, None, False, eps, activation, residual)
-    inputs.check_per_sample(input, input.shape[1:2], weight, bias)
+    affine = Affine(weight, bias, eps, activation, residual, mask)
+    mixing.check(name, input, *running, affine, training=False)
     check_prior(prior)
-    mask = inputs.expand_mask(mask, input)
-    n = 1 if per_sample else mixing.samples(input, mask)
-    tensors = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    # An affine map for each sample takes moments of each sample, which the rule pools to those of the batch.
-    apart = per_sample or inputs.per_sample(weight, bias)
-    rule = partial(_rule, _share(n, prior), apart and not per_sample)
-    return mixing.mix(input, rule, tensors, eps, activation, residual, mask, per_sample=apart)[0]
+    affine = affine._replace(mask=inputs.expand_mask(mask, input))
+    tensors = {"running_mean": running_mean, "running_var": running_var}
+    if per_sample:
+        return mixing.mix(input, partial(_blend_each, share_of(1, prior)), tensors, affine)[0]
+    share = share_of(mixing.samples(input, affine.mask), prior)
+    return normalize(input, partial(blend, share), tensors, affine)[0]
 
 
 def check_prior(prior: float) -> None:
@@ -94,29 +98,11 @@ def check_prior(prior: float) -> None:
         raise ValueError(f"prior is a number of samples, 0 or more, got {prior}: infinity for no adaptation")
 
 
-def _share(n: int | Tensor, prior: float) -> float | Tensor:
-    """n / (N + n), and 0 where there is nothing at all."""
-    if isinstance(n, Tensor):
-        return n / (prior + n).clamp(min=torch.finfo(torch.float64).tiny)
-    return n / (prior + n) if prior > 0 else 1.0
-
-
-def _rule(
-    share: float | Tensor,
-    pool: bool,
-    mean: Tensor,
-    var: Tensor,
-    count: int | Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+def _blend_each(
+    share: float | Tensor, mean: Tensor, var: Tensor, count: int | Tensor, **tensors: Any
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """From the running statistics towards those at hand."""
-    at_hand = pooled(mean, var, count, 0) if pool else (mean, var)
-    running = running_mean.to(mean.dtype), running_var.to(mean.dtype)
-    blended_mean, blended_var = (r + share * (a - r) for r, a in zip(running, at_hand, strict=True))
-    return blended_mean.expand_as(mean), blended_var.expand_as(var), weight, bias
+    """For each sample, by its own moments."""
+    return blend(share, mean, var, **tensors)
 
 
 class _Adaptive(_BatchNorm):
@@ -170,7 +156,7 @@ class _Adaptive(_BatchNorm):
         if self.training or self.running_mean is None or self.tracking.frozen:
             return super().forward(input, residual=residual, mask=mask, weight=weight, bias=bias)
         self._check_input_dim(input)
-        running = self._running(tracking.scope.domain)
+        running = self._running(Place(scope.domain))
         return adaptive_batch_norm(
             input,
             running.mean,

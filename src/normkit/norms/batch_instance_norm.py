@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from normkit.norms import inputs, mixing
-from normkit.norms.tracing import one_node
-from normkit.statistics import pooled
+from normkit import processes
+from normkit.norms import inputs, mixed_norm, mixing
+from normkit.norms.mixing import Affine
 
 
 def batch_instance_norm(
@@ -29,6 +29,8 @@ def batch_instance_norm(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
+    process_group: processes.Group = None,
+    layer: processes.Layer = processes.NOBODY,
 ) -> Tensor:
     r"""Mix the outputs of batch norm and instance norm, channel by channel.
 
@@ -55,6 +57,8 @@ def batch_instance_norm(
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
         num_batches_tracked: () int64, counts the batches; needed where momentum is None.
+        process_group: processes whose batches are one in training, as in `batch_norm`.
+        layer: how the processes of the group tell this call from others.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -71,35 +75,42 @@ def batch_instance_norm(
             [[-1.,  1.]]])
     """
     running = running_mean, running_var
-    mixing.check("batch-instance norm", input, *running, weight, bias, training, eps, activation, residual)
+    affine = Affine(weight, bias, eps, activation, residual, mask)
+    y, stats, count = _interpolate(input, rho, running, training, affine, process_group, layer)
+    if training:
+        mixed_norm.move(running, stats, count, momentum, num_batches_tracked)
+    return y
+
+
+def _interpolate(
+    input: Tensor,
+    rho: Tensor,
+    running: tuple[Tensor | None, Tensor | None],
+    training: bool,
+    affine: Affine,
+    group: processes.Group,
+    layer: processes.Layer,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Check and normalize: the output; mean and biased variance of the batch as rows of C; their count."""
+    group = group if training else None
+    mixing.check("batch-instance norm", input, *running, affine, training, shared=processes.several(group))
     if rho.shape != input.shape[1:2]:
         raise RuntimeError(
             f"rho has one element per channel of the input, {input.shape[1]}, got shape {list(rho.shape)}"
         )
     inputs.check_several_values(inputs.count(input.shape[2:]), input, what="spatial element")
-    mask = inputs.expand_mask(mask, input)
-    tensors = {
-        "rho": _clip(rho),
-        "batch_mean": None if training else running_mean,
-        "batch_var": None if training else running_var,
-        "weight": weight,
-        "bias": bias,
-    }
-    rule = partial(_rule, eps)
-    y, stats, count = mixing.mix(input, rule, tensors, eps, activation, residual, mask)
-    if training:
-        mixing.track(*running, stats, count, momentum, num_batches_tracked)
-    return y
+    affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
+    rule, learned = partial(_rule, affine.eps), {"rho": _clip(rho)}
+    return mixed_norm.mix(input, rule, learned, running, training, affine, group, layer)
 
 
 def _rule(
     eps: float,
     mean: Tensor,
     var: Tensor,
-    count: int | Tensor,
+    batch_mean: Tensor,
+    batch_var: Tensor,
     rho: Tensor,
-    batch_mean: Tensor | None,
-    batch_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -108,13 +119,10 @@ def _rule(
     Its slope is s = ρ s_B + (1 - ρ) s_I, s = 1 / √(σ² + ε), and it is zero at the mean of the means with the
     weights of the slopes.
     """
-    if batch_mean is None or batch_var is None:
-        batch_mean, batch_var = pooled(mean, var, count, 0)
     rho = rho.to(mean.dtype)
-    batch_slope = rho * torch.rsqrt(batch_var.to(mean.dtype) + eps)
+    batch_slope = rho * torch.rsqrt(batch_var + eps)
     slope = batch_slope + (1 - rho) * torch.rsqrt(var + eps)
-    mixed_mean = mean + batch_slope / slope * (batch_mean.to(mean.dtype) - mean)
-    return mixed_mean, slope.pow(-2) - eps, weight, bias
+    return mean + batch_slope / slope * (batch_mean - mean), slope.pow(-2) - eps, weight, bias
 
 
 def _clip(rho: Tensor) -> Tensor:
@@ -152,64 +160,28 @@ _clip_operator.register_autograd(
 )
 
 
-class _BatchInstanceNorm(mixing.MixedNorm):
+class _BatchInstanceNorm(mixed_norm.MixedNorm):
     """What batch-instance norm of every dimension shares."""
 
     _dim: int  # of its input
+    rho: Tensor
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-        )
-        self.rho = torch.nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
-
-    def reset_parameters(self) -> None:
-        """Ones and zeros, which makes it batch norm, as the authors start it."""
-        super().reset_parameters()
-        if "rho" in self._parameters:  # not yet there when the first of torch's constructors calls this
-            torch.nn.init.ones_(self.rho)
-
-    @one_node
-    def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Normalize, add the residual, activate; see `normkit.functional.batch_instance_norm`."""
+    def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() != self._dim:
             raise ValueError(f"expected {self._dim}D input (got {input.dim()}D input)")
-        running_mean, running_var, batches, training = self._statistics()
-        return batch_instance_norm(
-            input,
-            running_mean,
-            running_var,
-            self.rho,
-            self.weight,
-            self.bias,
-            training,
-            self.momentum,
-            self.eps,
-            activation=self.activation,
-            residual=residual,
-            mask=mask,
-            num_batches_tracked=batches,
-        )
+
+    def _shares(self) -> dict[str, int]:
+        return {"rho": self.num_features}  # batch norm, as the authors start it
+
+    def _mix(
+        self,
+        input: Tensor,
+        running: tuple[Tensor | None, Tensor | None],
+        training: bool,
+        affine: Affine,
+        group: processes.Group,
+    ) -> tuple[Tensor, Tensor, int | Tensor]:
+        return _interpolate(input, self.rho, running, training, affine, group, self.identity)
 
 
 class BatchInstanceNorm1d(_BatchInstanceNorm):
@@ -228,6 +200,8 @@ class BatchInstanceNorm1d(_BatchInstanceNorm):
         dtype: of parameters and buffers.
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        process_group: processes whose batches are one in training, as in `BatchNorm1d`.
+        guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`.
 
     `rho`, (C), is learned; it starts at 1, batch norm. The paper gives it ten times the learning rate of the other
     parameters. `forward(input, *, residual=None, mask=None)` as in `BatchNorm1d`.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normkit import processes
 from normkit.norms.recurrent_batch_norm import RecurrentBatchNorm
 
 
@@ -25,6 +29,8 @@ class BatchNormLSTMCell(nn.LSTMCell):
         momentum: weight of a batch in the running statistics.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
+        process_group: processes whose batches are one in training, as in `BatchNorm1d`; all take the same steps.
+        guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`.
 
     The weights and their initialization are those of `torch.nn.LSTMCell`; the bias b is that of `norm_ih`.
     `forward(input, hx=None, *, step, mask=None)` takes (N, input_size) and the states (h, c) of (N, hidden_size),
@@ -47,12 +53,16 @@ class BatchNormLSTMCell(nn.LSTMCell):
         momentum: float | None = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        process_group: processes.Group = None,
+        guard: Literal["nonfinite"] | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias=False, device=device, dtype=dtype)
         rest = (max_length, eps, momentum, True, device, dtype)
-        self.norm_ih = RecurrentBatchNorm(4 * hidden_size, *rest)
-        self.norm_hh = RecurrentBatchNorm(4 * hidden_size, *rest, bias=False)
-        self.norm_c = RecurrentBatchNorm(hidden_size, *rest)
+        norm = partial(RecurrentBatchNorm, process_group=process_group, guard=guard)
+        self.norm_ih = norm(4 * hidden_size, *rest)
+        self.norm_hh = norm(4 * hidden_size, *rest, bias=False)
+        self.norm_c = norm(hidden_size, *rest)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's knows no steps
         self,
@@ -97,6 +107,8 @@ class BatchNormLSTM(nn.Module):
         momentum: weight of a batch in the running statistics.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
+        process_group: processes whose batches are one in training, as in `BatchNorm1d`; all take the same steps.
+        guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`.
 
     `forward(input, hx=None, *, mask=None)` returns the hidden states of all steps, and (h, c) after the last,
     each (1, N, hidden_size) as torch has them. The mask, bool of (T, N), or (N, T) where batch_first, is false
@@ -117,10 +129,16 @@ class BatchNormLSTM(nn.Module):
         momentum: float | None = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        process_group: processes.Group = None,
+        guard: Literal["nonfinite"] | None = None,
     ) -> None:
         super().__init__()
         self.batch_first = batch_first
-        self.cell = BatchNormLSTMCell(input_size, hidden_size, max_length, eps, momentum, device, dtype)
+        self.cell = BatchNormLSTMCell(
+            input_size, hidden_size, max_length, eps, momentum, device, dtype,
+            process_group=process_group, guard=guard,
+        )  # fmt: skip
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, mask: Tensor | None = None
@@ -130,12 +148,13 @@ class BatchNormLSTM(nn.Module):
         if input.dim() != 3 or input.shape[2] != cell.input_size:
             axes = "N, T" if self.batch_first else "T, N"
             raise ValueError(f"input must be ({axes}, {cell.input_size}), got {list(input.shape)}")
-        if 0 in input.shape[:2]:
+        time = 1 if self.batch_first else 0
+        alone = not (self.training and processes.several(cell.norm_c.process_group))
+        if input.shape[time] == 0 or (alone and input.shape[1 - time] == 0):
             raise ValueError(
                 f"sequences need a step and a sample or more, got input size {list(input.shape)}"
             )
         projected = F.linear(_kept(input, mask), cell.weight_ih)
-        time = 1 if self.batch_first else 0
         steps = projected.unbind(time)
         states = _zeros(steps[0], cell.hidden_size) if hx is None else (hx[0][0], hx[1][0])
         outputs: list[Tensor] = []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from normkit import kernels
+from normkit import kernels, processes
 from normkit.kernels.recomputation import recall, recomputing
 from normkit.norms import inputs, tracking
-from normkit.norms.batch_norm import _BatchNorm, _check, batch_norm  # pyright: ignore[reportPrivateUsage]
+from normkit.norms.batch_moments import by_given, normalize
+from normkit.norms.batch_norm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from normkit.norms.mixing import Affine
+from normkit.norms.switched import check
 from normkit.norms.tracking import Running
 from normkit.statistics import update_running_
 
@@ -31,6 +35,8 @@ def batch_renorm(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
+    process_group: processes.Group = None,
+    layer: processes.Layer = processes.NOBODY,
 ) -> Tensor:
     r"""Normalize each channel by the batch's statistics, then shift and scale towards the running ones.
 
@@ -48,8 +54,9 @@ def batch_renorm(
         input: (N, C) or (N, C, *), floating; any strides.
         running_mean: (C); changed in place in training.
         running_var: (C), holds the unbiased variance.
-        weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
-        bias: :math:`\beta`, (C).
+        weight: :math:`\gamma`, (C), or (N, C) for one per sample; of the input's dtype, or float32 under half
+            input.
+        bias: :math:`\beta`, likewise.
         training: normalize by the batch's statistics.
         momentum: weight of the batch in the running statistics, 0.01 in the paper; None for the cumulative average.
         eps: added to both variances.
@@ -59,6 +66,8 @@ def batch_renorm(
         residual: of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid.
         num_batches_tracked: () int64, counts the batches; needed where momentum is None.
+        process_group: processes whose batches are one in training, as in `batch_norm`.
+        layer: how the processes of the group tell this call from others.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -73,24 +82,36 @@ def batch_renorm(
     tensor([0., 1.])
     """
     check_limits(r_max, d_max)
-    if not training:
-        return batch_norm(
-            input, running_mean, running_var, weight, bias, False, momentum, eps,
-            activation=activation, residual=residual, mask=mask,
-        )  # fmt: skip
     inputs.check_running(running_mean, running_var, needed=True)
-    _check(input, running_mean, running_var, weight, bias, True, eps)
-    inputs.check_activation(activation)
-    inputs.check_residual(residual, input)
-    mask = inputs.expand_mask(mask, input)
+    affine = Affine(weight, bias, eps, activation, residual, mask)
+    check(input, running_mean, running_var, affine, training, training and processes.several(process_group))
+    affine = affine._replace(mask=inputs.expand_mask(mask, input))
+    if not training:
+        return by_given(input, running_mean, running_var, affine)
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
     known = recall(running_mean), recall(running_var)
-    y, stats, count = kernels.renorm(
-        input, *known, r_max, d_max, weight, bias, eps, activation, residual, mask
-    )
+    y, stats, count = _corrected(input, *known, r_max, d_max, affine, process_group, layer)
     if not recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
     return y
+
+
+def _corrected(
+    input: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float | Tensor,
+    d_max: float | Tensor,
+    affine: Affine,
+    group: processes.Group,
+    layer: processes.Layer,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Output; mean and biased variance of the batch as rows of C; their count."""
+    if not affine.each and not processes.several(group):
+        return kernels.renorm(input, known_mean, known_var, r_max, d_max, *affine)
+    rule = partial(kernels.correct, r_max, d_max, affine.eps)
+    tensors = {"known_mean": known_mean, "known_var": known_var}
+    return normalize(input, rule, tensors, affine, group, layer)
 
 
 def check_limits(r_max: float | Tensor, d_max: float | Tensor) -> None:
@@ -119,6 +140,7 @@ class _BatchRenorm(_BatchNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        process_group: processes.Group = None,
         training_statistics: Literal["batch", "running"] = "batch",
         evaluation_statistics: Literal["running", "batch", "blend"] = "running",
         prior: float = 16.0,
@@ -142,7 +164,7 @@ class _BatchRenorm(_BatchNorm):
             )
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
-            activation=activation, training_statistics=training_statistics,
+            activation=activation, process_group=process_group, training_statistics=training_statistics,
             evaluation_statistics=evaluation_statistics, prior=prior, update_statistics=update_statistics,
             guard=guard,
         )  # fmt: skip
@@ -150,20 +172,22 @@ class _BatchRenorm(_BatchNorm):
         self.warmup, self.r_steps, self.d_steps = warmup, r_steps, d_steps
 
     def _by_batch(
-        self, input: Tensor, running: Running | None, residual: Tensor | None, mask: Tensor | None
+        self,
+        input: Tensor,
+        running: Running | None,
+        affine: Affine,
+        group: processes.Group,
+        layer: processes.Layer,
     ) -> tuple[Tensor, Tensor, int | Tensor]:
         if not self.training:
-            return super()._by_batch(input, running, residual, mask)
+            return super()._by_batch(input, running, affine, group, layer)
         assert running is not None
         steps = running.num_batches_tracked
         # Where a number costs nothing to read, the kernels take it as one.
         r_max, d_max = self._limits(int(steps) if kernels.is_plain(input) else steps)
         if isinstance(r_max, float) and (r_max, d_max) == (1, 0):
-            return super()._by_batch(input, running, residual, mask)
-        return kernels.renorm(
-            input, running.mean, running.var, r_max, d_max, self.weight, self.bias, self.eps, self.activation,
-            residual, mask,
-        )  # fmt: skip
+            return super()._by_batch(input, running, affine, group, layer)
+        return _corrected(input, running.mean, running.var, r_max, d_max, affine, group, layer)
 
     def _limits(self, steps: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
         """r_max and d_max after so many steps: 1 and 0 during the warm-up, then growing linearly."""

@@ -86,8 +86,8 @@ def _combined(
     values = inputs.count([input.shape[0], input.shape[1] // num_groups, *input.shape[2:]])
     inputs.check_several_values(values, input, what="value per channel")
     mask = inputs.expand_mask(mask, input)
-    affine = {"weight": weight, "bias": bias}
-    return mixing.mix(input, partial(_rule, num_groups), affine, eps, activation, None, mask)[0]
+    affine = mixing.Affine(weight, bias, eps, activation, mask=mask)
+    return mixing.mix(input, partial(_rule, num_groups), {}, affine)[0]
 
 
 def _rule(

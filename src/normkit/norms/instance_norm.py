@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from normkit import kernels
 from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs, mixing
+from normkit.norms.mixing import Affine
+from normkit.norms.scope import scope
 from normkit.norms.tracing import one_node
+from normkit.norms.tracking import Place, Running, Tracked, Tracking
 from normkit.statistics import update_running_
 
 
@@ -62,45 +66,38 @@ def instance_norm(
     tensor([[[-1.,  1.],
              [-1.,  1.]]])
     """
-    if mask is not None or inputs.per_sample(weight, bias):
-        affine = {"weight": weight, "bias": bias}
-        running = running_mean, running_var
-        return _combined(input, *running, affine, use_input_stats, momentum, eps, activation, mask)
-    values = _check(input, running_mean, running_var, weight, bias, use_input_stats)
-    if activation is not None:
-        inputs.check_activation(activation)
-    if not use_input_stats:
-        assert running_mean is not None
-        assert running_var is not None
-        return kernels.channels_given(input, running_mean, running_var, weight, bias, eps, activation)
-    y, stats = kernels.groups(input, input.shape[1], weight, bias, eps, activation)
-    if running_mean is not None and running_var is not None and input.shape[0] > 0 and not recomputing():
-        update_running_(running_mean, running_var, stats.mean(1), values, momentum)
+    affine = Affine(weight, bias, eps, activation, mask=mask)
+    y, stats, count = _normalize(input, running_mean, running_var, use_input_stats, affine)
+    if use_input_stats and running_mean is not None and running_var is not None and not recomputing():
+        update_running_(running_mean, running_var, *_averaged(stats, count), momentum)
     return y
 
 
-def _combined(
+def _normalize(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    affine: dict[str, Tensor | None],
     use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    activation: str | None,
-    mask: Tensor | None,
-) -> Tensor:
-    """With a mask or an affine map for each sample: from the moments of each sample's channels."""
-    values = _check(input, running_mean, running_var, None, None, use_input_stats)
-    inputs.check_per_sample(input, input.shape[1:2], affine["weight"], affine["bias"])
-    inputs.check_activation(activation)
-    mask = inputs.expand_mask(mask, input)
-    given = {"running_mean": running_mean, "running_var": running_var}
-    tensors = {**(dict.fromkeys(given) if use_input_stats else given), **affine}
-    y, stats, count = mixing.mix(input, _rule, tensors, eps, activation, None, mask)
-    if use_input_stats and running_mean is not None and running_var is not None:
-        _track(running_mean, running_var, stats, values if mask is None else count, momentum)
-    return y
+    affine: Affine,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Check and normalize: output; mean and biased variance of samples as rows (N, C), where taken; their count."""
+    weight, bias, eps, activation, _, mask = affine
+    apart = mask is not None or affine.each
+    one = (None, None) if apart else (weight, bias)
+    values = _check(input, running_mean, running_var, *one, use_input_stats)
+    if activation is not None:
+        inputs.check_activation(activation)
+    if apart:
+        inputs.check_per_sample(input, input.shape[1:2], weight, bias)
+        affine = affine._replace(mask=inputs.expand_mask(mask, input))
+        given = {"running_mean": running_mean, "running_var": running_var}
+        tensors = dict.fromkeys(given) if use_input_stats else given
+        return mixing.mix(input, _rule, tensors, affine)
+    if use_input_stats:
+        return *kernels.groups(input, input.shape[1], weight, bias, eps, activation), values
+    assert running_mean is not None
+    assert running_var is not None
+    return kernels.channels_given(input, running_mean, running_var, *affine), running_mean, 0
 
 
 def _rule(
@@ -120,21 +117,16 @@ def _rule(
 
 
 @torch.no_grad()
-def _track(
-    running_mean: Tensor, running_var: Tensor, stats: Tensor, count: int | Tensor, momentum: float
-) -> None:
-    """Towards the average over the samples that have a variance, of their means and unbiased variances."""
+def _averaged(stats: Tensor, count: int | Tensor) -> tuple[Tensor, int | Tensor]:
+    """Over the samples that have a variance, of their means and unbiased variances, as statistics of one batch."""
     if not isinstance(count, Tensor):
-        if stats.shape[1] > 0:
-            update_running_(running_mean, running_var, stats.mean(1), count, momentum)
-        return
+        return stats.mean(1), count if stats.shape[1] > 0 else 0
     has = (count > 1).to(stats.dtype)
     samples = has.sum(0).clamp(min=1)
     mean = (has * stats[0]).sum(0) / samples
     unbiased = (has * stats[1] * count / (count - 1).clamp(min=1)).sum(0) / samples
     # Two values each, as it were: of them the biased variance is exactly half of the unbiased one.
-    batch = torch.stack((mean, unbiased / 2))
-    update_running_(running_mean, running_var, batch, 2 * has.max(), momentum)
+    return torch.stack((mean, unbiased / 2)), 2 * has.amax() if len(has) else 0
 
 
 def _check(
@@ -157,7 +149,7 @@ def _check(
     return values
 
 
-class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ignore[reportPrivateUsage]
+class _InstanceNorm(Tracked, torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ignore[reportPrivateUsage]
     """What instance norm of every dimension shares; each class below adds torch's class of its dimension."""
 
     activation: str | None = None
@@ -174,10 +166,13 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ig
         *,
         bias: bool = True,
         activation: str | None = None,
+        guard: Literal["nonfinite"] | None = None,
     ) -> None:
         inputs.check_activation(activation)
+        switches = Tracking(guard=guard)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
+        self._follow(switches)
 
     @one_node
     def forward(
@@ -198,13 +193,17 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ig
             self._wrong_channels(input.shape[axis], axis, used=weight is not None or bias is not None)
         batch = input if axis == 1 else input.unsqueeze(0)
         own_weight, own_bias = inputs.own_affine(self)
+        weight, bias = own_weight if weight is None else weight, own_bias if bias is None else bias
+        if not (self.tracking.plain and scope.plain):
+            y = self._tracked(batch, Affine(weight, bias, self.eps, self.activation, mask=mask))
+            return y if axis == 1 else y.squeeze(0)
         running_mean, running_var, _ = inputs.own_running(self)
         y = instance_norm(
             batch,
             running_mean,
             running_var,
-            own_weight if weight is None else weight,
-            own_bias if bias is None else bias,
+            weight,
+            bias,
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
@@ -212,6 +211,32 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ig
             mask=mask,
         )
         return y if axis == 1 else y.squeeze(0)
+
+    def _tracked(self, input: Tensor, affine: Affine) -> Tensor:
+        """By the switches and the scope of `tracking`."""
+        by_input, moves = self._statistics() == "batch", self._moves()
+        running = (None, None)
+        if moves or not by_input:
+            running = self._running(Place(scope.domain))[:2]
+        y, stats, count = _normalize(input, *running, by_input, affine)
+        if moves:
+            self._track(stats, count)
+        return y
+
+    def _update(self, running: Running, stats: Tensor, count: int | Tensor, skipped: Tensor | None) -> None:
+        """By the average over samples; as in torch, num_batches_tracked stays, and no momentum is none."""
+        momentum = 0.0 if self.momentum is None else self.momentum
+        update_running_(running.mean, running.var, *_averaged(stats, count), momentum, None, skipped)
+
+    def _merged(
+        self, batches: list[tuple[Tensor, int | Tensor]], skipped: Tensor | None
+    ) -> tuple[Tensor, int | Tensor]:
+        """The samples of all micro-batches, side by side."""
+        stats = torch.cat([stats[:2] for stats, _ in batches], 1)
+        counts = [
+            (torch.as_tensor(count, device=stats.device).expand(part.shape[1], 1)) for part, count in batches
+        ]
+        return stats, torch.cat(counts)
 
     def _wrong_channels(self, received: int, axis: int, *, used: bool) -> None:
         """Without parameters the number of features decides nothing, so torch only warns."""
@@ -242,6 +267,8 @@ class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
         dtype: of parameters and buffers.
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`; of
+            batches that are gathered by `accumulate`, from all together.
 
     >>> InstanceNorm1d(3, activation="relu")(torch.randn(2, 3, 8)).shape
     torch.Size([2, 3, 8])

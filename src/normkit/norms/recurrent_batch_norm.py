@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
+from normkit import processes
 from normkit.norms.batch_norm import batch_norm
+from normkit.norms.mixing import Affine
+from normkit.norms.switched import Switched
 from normkit.norms.tracing import one_node
+from normkit.norms.tracking import Tracking
 
 
 def recurrent_batch_norm(
@@ -23,6 +29,8 @@ def recurrent_batch_norm(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
+    process_group: processes.Group = None,
+    layer: processes.Layer = processes.NOBODY,
 ) -> Tensor:
     r"""Batch norm at one time step: statistics of that step, a scale and a shift that all steps share.
 
@@ -44,6 +52,8 @@ def recurrent_batch_norm(
         residual: :math:`r`, of the input's shape.
         mask: bool, broadcastable to the input without channels, false for sequences that have ended.
         num_batches_tracked: (T) int64, counts the batches; needed where momentum is None.
+        process_group: processes whose batches are one in training, as in `batch_norm`.
+        layer: how the processes of the group tell this call from others.
 
     Raises:
         ValueError: a negative step; running statistics without an axis of steps; what `batch_norm` raises.
@@ -55,14 +65,7 @@ def recurrent_batch_norm(
     >>> mean.T
     tensor([[0.0000, 0.2000]])
     """
-    if step < 0:
-        raise ValueError(f"step counts from 0, got {step}: pass the place in the sequence")
-    if running_mean.dim() != 2 or running_mean.shape != running_var.shape:
-        raise ValueError(
-            "running_mean and running_var have a row per step, (T, C), "
-            f"got {list(running_mean.shape)} and {list(running_var.shape)}"
-        )
-    row = min(step, running_mean.shape[0] - 1)
+    row = _row(step, running_mean, running_var)
     return batch_norm(
         input,
         running_mean[row],
@@ -75,10 +78,24 @@ def recurrent_batch_norm(
         residual=residual,
         mask=mask,
         num_batches_tracked=None if num_batches_tracked is None else num_batches_tracked[row],
+        process_group=process_group,
+        layer=layer,
     )
 
 
-class RecurrentBatchNorm(nn.Module):
+def _row(step: int, running_mean: Tensor, running_var: Tensor) -> int:
+    """Where the statistics of a step are."""
+    if step < 0:
+        raise ValueError(f"step counts from 0, got {step}: pass the place in the sequence")
+    if running_mean.dim() != 2 or running_mean.shape != running_var.shape:
+        raise ValueError(
+            "running_mean and running_var have a row per step, (T, C), "
+            f"got {list(running_mean.shape)} and {list(running_var.shape)}"
+        )
+    return min(step, running_mean.shape[0] - 1)
+
+
+class RecurrentBatchNorm(Switched):
     """Batch norm inside a recurrent network: running statistics for each time step, one weight and bias.
 
     Equation and errors as in `normkit.functional.recurrent_batch_norm`.
@@ -93,6 +110,8 @@ class RecurrentBatchNorm(nn.Module):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
+        process_group: processes whose batches are one in training, as in `BatchNorm1d`; all take the same steps.
+        guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`.
 
     The weight starts at 0.1: at 1, a tanh or sigmoid that follows saturates and the gradient vanishes with time.
 
@@ -104,9 +123,7 @@ class RecurrentBatchNorm(nn.Module):
     torch.Size([8, 16])
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    track_running_stats = True
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 
@@ -121,6 +138,8 @@ class RecurrentBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        process_group: processes.Group = None,
+        guard: Literal["nonfinite"] | None = None,
     ) -> None:
         if max_length < 1:
             raise ValueError(f"max_length must be 1 or more steps, got {max_length}")
@@ -137,12 +156,8 @@ class RecurrentBatchNorm(nn.Module):
             self.register_buffer(name, torch.empty(max_length, num_features, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.empty(max_length, device=device, dtype=torch.long))
         self.reset_parameters()
-
-    def reset_running_stats(self) -> None:
-        """Set means to 0, variances to 1 and counts to 0."""
-        self.running_mean.zero_()
-        self.running_var.fill_(1)
-        self.num_batches_tracked.zero_()
+        self._share_with(process_group, num_features)
+        self._follow(Tracking(guard=guard))
 
     def reset_parameters(self) -> None:
         """Reset the running statistics, set weights to 0.1 and biases to 0."""
@@ -157,24 +172,14 @@ class RecurrentBatchNorm(nn.Module):
         self, input: Tensor, *, step: int, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Normalize at a step; see `normkit.functional.recurrent_batch_norm`."""
-        return recurrent_batch_norm(
-            input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            self.momentum,
-            self.eps,
-            step=step,
-            residual=residual,
-            mask=mask,
-            num_batches_tracked=self.num_batches_tracked,
-        )
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        row = _row(step, self.running_mean, self.running_var)
+        return self._switched(input, Affine(self.weight, self.bias, self.eps, None, residual, mask), row)
 
     def extra_repr(self) -> str:
         """The arguments."""
         return (
             f"{self.num_features}, max_length={self.max_length}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, bias={self.bias is not None}"
+            f"affine={self.affine}, bias={self.bias is not None}{self.tracking}{self._repr_group()}"
         )

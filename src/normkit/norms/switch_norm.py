@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.norms import inputs, mixing
-from normkit.norms.tracing import one_node
+from normkit import processes
+from normkit.norms import inputs, mixed_norm, mixing
+from normkit.norms.mixing import Affine
 from normkit.statistics import pooled
 
 
@@ -26,6 +27,8 @@ def switch_norm(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
+    process_group: processes.Group = None,
+    layer: processes.Layer = processes.NOBODY,
 ) -> Tensor:
     r"""Normalize by a mean and a variance mixed of those of instance, layer and batch norm.
 
@@ -53,6 +56,8 @@ def switch_norm(
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
         num_batches_tracked: () int64, counts the batches; needed where momentum is None.
+        process_group: processes whose batches are one in training, as in `batch_norm`.
+        layer: how the processes of the group tell this call from others.
 
     Returns:
         Tensor of the input's shape, dtype and memory format.
@@ -70,45 +75,50 @@ def switch_norm(
              [-1.,  1.]]])
     """
     running = running_mean, running_var
-    mixing.check("switch norm", input, *running, weight, bias, training, eps, activation, residual)
+    affine = Affine(weight, bias, eps, activation, residual, mask)
+    shares = mean_weight, var_weight
+    y, stats, count = _switch(input, *shares, running, training, affine, process_group, layer)
+    if training:
+        mixed_norm.move(running, stats, count, momentum, num_batches_tracked)
+    return y
+
+
+def _switch(
+    input: Tensor,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    running: tuple[Tensor | None, Tensor | None],
+    training: bool,
+    affine: Affine,
+    group: processes.Group,
+    layer: processes.Layer,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Check and normalize: the output; mean and biased variance of the batch as rows of C; their count."""
+    group = group if training else None
+    mixing.check("switch norm", input, *running, affine, training, shared=processes.several(group))
     for name, logits in (("mean_weight", mean_weight), ("var_weight", var_weight)):
         if logits.shape != (3,):
             raise RuntimeError(
                 f"{name} has shape [3], for instance, layer and batch, got {list(logits.shape)}"
             )
-    mask = inputs.expand_mask(mask, input)
+    affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
     first = 1 if inputs.count(input.shape[2:]) == 1 else 0
-    tensors = {
-        "mean_weight": mean_weight[first:],
-        "var_weight": var_weight[first:],
-        "batch_mean": None if training else running_mean,
-        "batch_var": None if training else running_var,
-        "weight": weight,
-        "bias": bias,
-    }
-    y, stats, count = mixing.mix(input, _rule, tensors, eps, activation, residual, mask)
-    if training:
-        mixing.track(*running, stats, count, momentum, num_batches_tracked)
-    return y
+    learned = {"mean_weight": mean_weight[first:], "var_weight": var_weight[first:]}
+    return mixed_norm.mix(input, _rule, learned, running, training, affine, group, layer)
 
 
 def _rule(
     mean: Tensor,
     var: Tensor,
-    count: int | Tensor,
+    batch_mean: Tensor,
+    batch_var: Tensor,
     mean_weight: Tensor,
     var_weight: Tensor,
-    batch_mean: Tensor | None,
-    batch_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Mixed mean and variance (N, C). The channels of a sample are equally large sets, its samples may not be."""
-    parts = [(mean, var), pooled(mean, var, 1, 1)]
-    if batch_mean is None or batch_var is None:
-        parts.append(pooled(mean, var, count, 0))
-    else:
-        parts.append((batch_mean.to(mean.dtype), batch_var.to(mean.dtype)))
+    """Mixed mean and variance (N, C). The channels of a sample are equally large sets."""
+    parts = [(mean, var), pooled(mean, var, 1, 1), (batch_mean, batch_var)]
     parts = parts[-mean_weight.shape[0] :]
     a, b = (logits.to(mean.dtype).softmax(0) for logits in (mean_weight, var_weight))
     # From one of them towards the others: where all agree, no rounding moves the mean.
@@ -116,66 +126,28 @@ def _rule(
     for k in range(1, len(parts)):
         mixed_mean = mixed_mean + a[k] * (parts[k][0] - parts[0][0])
         mixed_var = mixed_var + b[k] * parts[k][1]
-    return mixed_mean.expand_as(mean), mixed_var.expand_as(mean), weight, bias
+    return mixed_mean, mixed_var, weight, bias
 
 
-class _SwitchNorm(mixing.MixedNorm):
+class _SwitchNorm(mixed_norm.MixedNorm):
     """What switch norm of every dimension shares."""
 
-    def __init__(
+    mean_weight: Tensor
+    var_weight: Tensor
+
+    def _shares(self) -> dict[str, int]:
+        return {"mean_weight": 3, "var_weight": 3}
+
+    def _mix(
         self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-        )
-        self.mean_weight = torch.nn.Parameter(torch.ones(3, device=device, dtype=dtype))
-        self.var_weight = torch.nn.Parameter(torch.ones(3, device=device, dtype=dtype))
-
-    def reset_parameters(self) -> None:
-        """Ones and zeros, and equal shares of the three statistics."""
-        super().reset_parameters()
-        for name in ("mean_weight", "var_weight"):
-            if name in self._parameters:  # not yet there when the first of torch's constructors calls this
-                torch.nn.init.ones_(self.get_parameter(name))
-
-    @one_node
-    def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Normalize, add the residual, activate; see `normkit.functional.switch_norm`."""
-        self._check_input_dim(input)
-        running_mean, running_var, batches, training = self._statistics()
-        return switch_norm(
-            input,
-            running_mean,
-            running_var,
-            self.mean_weight,
-            self.var_weight,
-            self.weight,
-            self.bias,
-            training,
-            self.momentum,
-            self.eps,
-            activation=self.activation,
-            residual=residual,
-            mask=mask,
-            num_batches_tracked=batches,
+        input: Tensor,
+        running: tuple[Tensor | None, Tensor | None],
+        training: bool,
+        affine: Affine,
+        group: processes.Group,
+    ) -> tuple[Tensor, Tensor, int | Tensor]:
+        return _switch(
+            input, self.mean_weight, self.var_weight, running, training, affine, group, self.identity
         )
 
 
@@ -195,6 +167,8 @@ class SwitchNorm1d(_SwitchNorm):
         dtype: of parameters and buffers.
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        process_group: processes whose batches are one in training, as in `BatchNorm1d`.
+        guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`.
 
     `mean_weight` and `var_weight`, (3) each, are learned: the softmax of each gives the shares of instance, layer
     and batch. `forward(input, *, residual=None, mask=None)` as in `BatchNorm1d`.

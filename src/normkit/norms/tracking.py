@@ -1,18 +1,11 @@
-"""Which statistics a batch norm takes, and when its running ones move.
+"""Which statistics a layer normalizes by, and when its running ones move.
 
-What a layer decides for itself are its switches (`Tracking`). What is decided around it is the scope: the
-domain whose set of running statistics is meant, and whether batches are gathered until an accumulation ends.
-A forward pass inside a backward pass is a recomputation (activation checkpointing): it moves nothing.
+What a layer decides for itself are its switches (`Tracking`); what is decided around it is the `scope`. A forward
+pass inside a backward pass is a recomputation (activation checkpointing): it moves nothing.
 """
-
-# What layers keep from their users is open to the accumulation that gathers from them.
-# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +14,7 @@ from torch import Tensor
 
 from normkit.errors import unknown
 from normkit.kernels.recomputation import recall, recomputing
+from normkit.norms.scope import scope
 from normkit.statistics import Moments, update_running_
 
 if TYPE_CHECKING:
@@ -72,121 +66,12 @@ class Tracking:
         return "".join(f", {f.name}={getattr(self, f.name)!r}" for f in shown)
 
 
-class _Scope(threading.local):
-    """What holds around the layers, in this thread."""
-
-    domain: str | None = None
-    accumulating: int = 0
-    plain: bool = True
-
-    def settle(self) -> None:
-        self.plain = self.domain is None and not self.accumulating
-
-
-scope = _Scope()
-
-
 def check_momentum(
     momentum: float | None, running_mean: Tensor | None, num_batches_tracked: Tensor | None
 ) -> None:
     """A cumulative average must know of how many batches it is."""
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: it needs num_batches_tracked")
-
-
-@contextmanager
-def domain(name: str) -> Generator[None, None, None]:
-    """Choose a set of running statistics: every domain has its own, the affine parameters are shared.
-
-    Every batch norm inside trains and evaluates with the statistics of this domain. A set is made when a layer
-    first trains in the domain, and is part of `state_dict` from then on, under the names of the buffers and
-    `@name`. Outside, layers have their ordinary statistics, which training in a domain leaves alone. It holds
-    in this thread.
-
-    Args:
-        name: of the domain; not empty, and without a dot, which separates the names of modules.
-
-    Raises:
-        ValueError: an empty name or one with a dot; by a layer that evaluates in a domain it has never
-            trained in.
-
-    Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation", 2016; Chang et al.,
-    "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation", 2019, whose affine parameters
-    are per domain too.
-
-    >>> from normkit import BatchNorm1d
-    >>> layer = BatchNorm1d(3)
-    >>> with domain("sketch"):
-    ...     y = layer(torch.randn(8, 3))
-    >>> layer.domains, layer.num_batches_tracked.item()
-    (('sketch',), 0)
-    """
-    if not name or "." in name:
-        raise ValueError(f"the name of a domain is not empty and has no dot, got {name!r}")
-    outer, scope.domain = scope.domain, name
-    scope.settle()
-    try:
-        yield
-    finally:
-        scope.domain = outer
-        scope.settle()
-
-
-@contextmanager
-def accumulate(model: torch.nn.Module) -> Generator[None, None, None]:
-    r"""Gather the batches of a gradient accumulation, and move running statistics once, at the end.
-
-    They move towards the moments of all micro-batches together, merged exactly (`Moments.merge`), as if all
-    had been one batch. Each micro-batch is still normalized by its own statistics. Where the block raises,
-    nothing has changed.
-
-    Args:
-        model: its batch norms, of every kind, are gathered; other models go on as usual.
-
-    Raises:
-        ValueError: a layer of another kind that has running statistics, which would move with every micro-batch.
-        RuntimeError: a model that is inside such a block already.
-
-    >>> from normkit import BatchNorm1d
-    >>> layer = BatchNorm1d(1, momentum=1.0)
-    >>> with accumulate(layer):
-    ...     for batch in (torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]]).expand(2, 1)):
-    ...         y = layer(batch)
-    >>> layer.running_mean.item(), layer.num_batches_tracked.item()
-    (3.75, 1)
-    """
-    layers = _tracked_layers(model)
-    for layer in layers:
-        layer._pending = []
-    scope.accumulating += 1
-    scope.settle()
-    try:
-        yield
-        for layer in layers:
-            layer._move_by_pending()
-    finally:
-        scope.accumulating -= 1
-        scope.settle()
-        for layer in layers:
-            layer._pending = None
-
-
-def _tracked_layers(model: torch.nn.Module) -> list[Tracked]:
-    found: list[Tracked] = []
-    for name, module in model.named_modules():
-        if isinstance(module, Tracked):
-            if module._pending is not None:
-                raise RuntimeError(
-                    f"accumulate: {name or 'the model'} is accumulating already: leave that first"
-                )
-            found.append(module)
-        elif isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.track_running_stats:  # pyright: ignore[reportPrivateUsage]
-            kind = f"{type(module).__module__}.{type(module).__name__}"
-            raise ValueError(
-                f"accumulate gathers the batch norms of normkit, but {name or 'the model'} is {kind}, which moves "
-                "with every batch: replace it by one of them"
-            )
-    return found
 
 
 class Running(NamedTuple):
@@ -197,12 +82,19 @@ class Running(NamedTuple):
     num_batches_tracked: Tensor
 
 
+class Place(NamedTuple):
+    """Which statistics of a layer are meant."""
+
+    domain: str | None
+    row: int | None = None  # of a layer that has one for each time step
+
+
 class Tracked(torch.nn.Module):
-    """What batch norm and its relatives share: running statistics, and the switches that rule them."""
+    """What layers with running statistics share: these, and the switches that rule them."""
 
     tracking = Tracking()
     _corrects = False  # whether training by batch statistics depends on the running ones
-    _pending: list[tuple[str | None, Tensor, int | Tensor]] | None = None
+    _pending: list[tuple[Place, Tensor, int | Tensor]] | None = None
 
     # Of torch's class, which stands beside this one.
     running_mean: Tensor | None
@@ -249,10 +141,10 @@ class Tracked(torch.nn.Module):
 
     def reset_running_stats(self) -> None:
         """Set running statistics, of every domain, to mean 0 and variance 1, and all counts to 0."""
-        super().reset_running_stats()  # pyright: ignore
-        for name, buffer in self._buffers.items():
-            if buffer is not None and ("@" in name or name == "num_batches_skipped"):
-                buffer.fill_(name.startswith("running_var"))
+        if self.track_running_stats:
+            for name, buffer in self._buffers.items():
+                if buffer is not None and name.startswith(("running_", "num_batches_")):
+                    buffer.fill_(name.startswith("running_var"))
 
     def extra_repr(self) -> str:
         """The arguments, and the switches that are not at their defaults."""
@@ -268,29 +160,32 @@ class Tracked(torch.nn.Module):
         wanted = self.training and switches.update_statistics and not switches.frozen
         return wanted and self.track_running_stats and self.running_mean is not None
 
-    def _running(self, name: str | None) -> Running:
-        """The running statistics of a domain; where they are still to be made, what they will start from."""
+    def _running(self, place: Place) -> Running:
+        """The running statistics of a place; where they are still to be made, what they will start from."""
+        name = place.domain
         if name is None:
-            return Running(self.running_mean, self.running_var, self.num_batches_tracked)  # pyright: ignore
-        if f"running_mean@{name}" in self._buffers:
-            return Running(*(getattr(self, f"{buffer}@{name}") for buffer in _BUFFERS))
-        if self._moves():
-            return self._fresh()
-        raise ValueError(
-            f"no running statistics of domain {name!r}: this layer has those of "
-            f"{', '.join(map(repr, self.domains)) or 'no domain'}; train it in this domain first"
-        )
+            found = Running(self.running_mean, self.running_var, self.num_batches_tracked)  # pyright: ignore
+        elif f"running_mean@{name}" in self._buffers:
+            found = Running(*(getattr(self, f"{buffer}@{name}") for buffer in _BUFFERS))
+        elif self._moves():
+            found = self._fresh()
+        else:
+            raise ValueError(
+                f"no running statistics of domain {name!r}: this layer has those of "
+                f"{', '.join(map(repr, self.domains)) or 'no domain'}; train it in this domain first"
+            )
+        return found if place.row is None else Running(*(buffer[place.row] for buffer in found))
 
-    def _normalizing(self, moves: bool) -> Running:
+    def _normalizing(self, moves: bool, row: int | None = None) -> Running:
         """The running statistics that this forward pass may normalize by, before it moves them.
 
         Where it does both, its recomputation must find what it found, and not what it left: that is kept.
         """
-        now = self._running(scope.domain)
+        now = self._running(Place(scope.domain, row))
         if not moves or "previous_running_mean" not in self._buffers:
             return now
         kept = (getattr(self, f"previous_{name}") for name in _BUFFERS)
-        return Running(*map(recall, now, kept))
+        return Running(*map(recall, now, kept if row is None else (buffer[row] for buffer in kept)))
 
     def _fresh(self) -> Running:
         assert self.running_mean is not None
@@ -306,42 +201,57 @@ class Tracked(torch.nn.Module):
         for buffer, start in zip(_BUFFERS, self._fresh(), strict=True):
             self.register_buffer(f"{buffer}@{name}", start)
 
-    def _track(self, stats: Tensor, count: int | Tensor) -> None:
+    def _track(self, stats: Tensor, count: int | Tensor, row: int | None = None) -> None:
         """Take in the statistics of a batch, after the kernel has returned."""
         if recomputing():
             return
+        place = Place(scope.domain, row)
         if self._pending is not None:
-            self._pending.append((scope.domain, stats, count))
+            self._pending.append((place, stats, count))
         else:
-            self._move(scope.domain, stats, count)
+            self._move(place, stats, count)
 
-    def _move(self, name: str | None, stats: Tensor, count: int | Tensor) -> None:
-        if name is not None and name not in self.domains:
-            self._make_domain(name)
-        running = self._running(name)
-        skipped = self.num_batches_skipped if self.tracking.guard else None
-        update_running_(
-            running.mean, running.var, stats, count, self.momentum, running.num_batches_tracked, skipped
-        )
+    def _move(self, place: Place, stats: Tensor, count: int | Tensor) -> None:
+        if place.domain is not None and place.domain not in self.domains:
+            self._make_domain(place.domain)
+        self._update(self._running(place), stats, count, self._skipped(place))
+
+    def _update(self, running: Running, stats: Tensor, count: int | Tensor, skipped: Tensor | None) -> None:
+        batches = running.num_batches_tracked
+        update_running_(running.mean, running.var, stats, count, self.momentum, batches, skipped)
+
+    def _skipped(self, place: Place) -> Tensor | None:
+        """What the guard counts in."""
+        if not self.tracking.guard:
+            return None
+        assert self.num_batches_skipped is not None
+        return self.num_batches_skipped if place.row is None else self.num_batches_skipped[place.row]
 
     def _move_by_pending(self) -> None:
-        """Merge what was gathered, domain by domain, and move once towards each."""
+        """Merge what was gathered, place by place, and move once towards each."""
         pending = self._pending or []
-        for name in dict.fromkeys(name for name, _, _ in pending):
-            batches = [m for of, stats, count in pending if of == name for m in _moments(stats, count)]
-            if self.tracking.guard:
-                batches = [self._guarded(batch) for batch in batches]
-            merged = batches[0].merge(*batches[1:])
-            stats = torch.stack((merged.mean, merged.var(unbiased=False)))
-            self._move(name, stats, merged.count.to(torch.int64))
+        for place in dict.fromkeys(place for place, _, _ in pending):
+            batches = [(stats, count) for of, stats, count in pending if of == place]
+            self._move(place, *self._merged(batches, self._skipped(place)))
 
-    def _guarded(self, batch: Moments) -> Moments:
+    def _merged(
+        self, batches: list[tuple[Tensor, int | Tensor]], skipped: Tensor | None
+    ) -> tuple[Tensor, int | Tensor]:
+        """Several batches as one; those that the guard leaves out are counted."""
+        parts = [part for stats, count in batches for part in _moments(stats, count)]
+        if skipped is not None:
+            parts = [self._guarded(part, skipped) for part in parts]
+        if not parts:  # all of them empty, and cut into no sub-batch
+            return batches[0][0], 0
+        merged = parts[0].merge(*parts[1:])
+        return torch.stack((merged.mean, merged.var(unbiased=False))), merged.count.to(torch.int64)
+
+    def _guarded(self, batch: Moments, skipped: Tensor) -> Moments:
         """The batch, or nothing where it is not finite, which is counted."""
-        assert self.num_batches_skipped is not None
         assert self.running_mean is not None
         kept = torch.stack((batch.mean, batch.var(unbiased=True))).to(self.running_mean.dtype)
         skip = (batch.count > 1) & ~kept.isfinite().all()
-        self.num_batches_skipped += skip
+        skipped += skip
         return Moments(*(t.masked_fill(skip, 0) for t in (batch.count, batch.mean, batch.m2)))
 
     def _load_from_state_dict(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from normkit import kernels
 from normkit.norms import inputs, mixing
+from normkit.norms.mixing import Affine
 from normkit.norms.tracing import one_node
 
 
@@ -61,28 +62,12 @@ def virtual_batch_norm(
     >>> virtual_batch_norm(torch.tensor([[3.0]]), torch.zeros(1), torch.ones(1), 2)
     tensor([[1.2247]])
     """
-    mixing.check(
-        "virtual batch norm",
-        input,
-        reference_mean,
-        reference_var,
-        weight,
-        bias,
-        training=False,
-        eps=eps,
-        activation=activation,
-        residual=residual,
-    )
-    mask = inputs.expand_mask(mask, input)
+    affine = Affine(weight, bias, eps, activation, residual, mask)
+    mixing.check("virtual batch norm", input, reference_mean, reference_var, affine, training=False)
+    affine = affine._replace(mask=inputs.expand_mask(mask, input))
     size = reference_size if isinstance(reference_size, Tensor) else torch.tensor(reference_size)
-    tensors = {
-        "reference_mean": reference_mean,
-        "reference_var": reference_var,
-        "size": size,
-        "weight": weight,
-        "bias": bias,
-    }
-    return mixing.mix(input, _rule, tensors, eps, activation, residual, mask)[0]
+    tensors = {"reference_mean": reference_mean, "reference_var": reference_var, "size": size}
+    return mixing.mix(input, _rule, tensors, affine)[0]
 
 
 def _rule(
@@ -220,25 +205,14 @@ class _VirtualBatchNorm(torch.nn.Module):
 
     def _take_reference(self, input: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
         """Normalize the reference batch by its own statistics alone, and keep these."""
-        mixing.check(
-            "virtual batch norm",
-            input,
-            self.reference_mean,
-            self.reference_var,
-            self.weight,
-            self.bias,
-            training=True,
-            eps=self.eps,
-            activation=self.activation,
-            residual=residual,
-        )
+        reference = self.reference_mean, self.reference_var
+        affine = Affine(self.weight, self.bias, self.eps, self.activation, residual, mask)
+        mixing.check("virtual batch norm", input, *reference, affine, training=True)
         if input.shape[0] == 0:
             raise ValueError(f"a reference batch needs samples, got input size {list(input.shape)}")
-        mask = inputs.expand_mask(mask, input)
-        y, stats, _ = kernels.channels(
-            input, self.weight, self.bias, self.eps, self.activation, residual, mask
-        )
-        self.restore_reference(stats[0].detach(), stats[1].detach(), mixing.samples(input, mask), True)
+        affine = affine._replace(mask=inputs.expand_mask(mask, input))
+        y, stats, _ = kernels.channels(input, *affine)
+        self.restore_reference(stats[0].detach(), stats[1].detach(), mixing.samples(input, affine.mask), True)
         return y
 
     def saved_reference(self) -> tuple[Tensor, Tensor, Tensor, bool]:

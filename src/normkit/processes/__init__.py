@@ -12,13 +12,16 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from normkit.processes.line import Layer, line_of
 from normkit.processes.merge import Share
 from normkit.processes.packing import Packed
+from normkit.processes.runs import gather_runs
 
 __all__ = ["NOBODY", "Group", "Layer", "Share"]
-__all__ += ["check_group", "evaluates", "name_of", "new_layer", "packed", "several", "share", "unpacked"]
+__all__ += ["check_group", "evaluates", "name_of", "new_layer", "packed", "runs_of_all", "several", "share"]
+__all__ += ["unpacked"]
 
 NOBODY = Layer(0, "a function")  # who calls without being a layer
 _made = itertools.count(1)
@@ -77,6 +80,13 @@ def share(group: Group, layer: Layer, values: int) -> Share:
         values: how many positions per channel this process has, padding included.
     """
     return Share(line_of(_members(group)), layer, values)
+
+
+def runs_of_all(
+    group: Group, layer: Layer, mean: Tensor, var: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The statistics of the sub-batches of all processes, from those of this one; see `runs`."""
+    return gather_runs(line_of(_members(group)), layer, mean, var, counts)
 
 
 def evaluates(group: Group, layer: Layer) -> None:

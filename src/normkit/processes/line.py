@@ -68,10 +68,14 @@ class Line:
     def gather(
         self, call: Call, numbers: tuple[float, ...], data: list[Tensor]
     ) -> tuple[list[list[float]], Tensor]:
-        """A few numbers, and data, of all processes in the order of their ranks; data as rows."""
+        """A few numbers, and data, of all processes in the order of their ranks.
+
+        Data as rows, which are as long as the longest of them: the others end in zeros.
+        """
+        before = self._last
         text, need = self._enter(call, data)
         while True:
-            head = (*_words(text), self._following(call), *numbers)
+            head = (*_words(text), self._following(call), float(need), *numbers)
             message = self._message(head, data, need)
             received = message.new_empty(self.size * len(message))
             self._wait(text, call, dist.all_gather_single, received, message)
@@ -79,8 +83,10 @@ class Line:
             heads: list[list[float]] = rows[:, : len(head)].tolist()
             agreed = all(tuple(other[:3]) == head[:3] for other in heads)
             foreseen = all(other[3] == head[3] for other in heads)
-            if self._settle(text, need, agreed=agreed, following=head[3] if foreseen else 0):
-                return [other[4:] for other in heads], rows[:, len(head) : len(head) + need]
+            longest = int(max(other[4] for other in heads)) if agreed else need
+            self._needed[before] = max(longest, self._needed[before])
+            if self._settle(text, longest, agreed=agreed, following=head[3] if foreseen else 0):
+                return [other[5:] for other in heads], rows[:, len(head) : len(head) + longest]
 
     def sum(self, call: Call, data: list[Tensor]) -> Tensor:
         """The sum of the data of all processes."""

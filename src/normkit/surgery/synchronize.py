@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from normkit import processes
 from normkit.errors import InputError
 from normkit.norms import batch_norm
+from normkit.norms.sharing import Sharing
 from normkit.norms.sync_batch_norm import SyncBatchNorm
 from normkit.surgery.walk import become, layers_of
 
@@ -25,7 +26,7 @@ _OURS: dict[type[nn.Module], type[_Ours]] = {
 
 
 def synchronize(model: nn.Module, process_group: processes.Group = None) -> nn.Module:
-    """Let all batch norms of a model take their training statistics over the batches of all processes.
+    """Let all batch norms of a model, and their relatives, take training statistics over all processes' batches.
 
     In place: layers remain the objects that they are, with their parameters, buffers, hooks, training flags and all
     places in the model. torch's batch norms become ours; a subclass remains one, of ours beside torch's. What
@@ -51,13 +52,15 @@ def synchronize(model: nn.Module, process_group: processes.Group = None) -> nn.M
     BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, process_group='world')
     """
     processes.check_group(process_group)
-    for layer in _become_ours(model, _BatchNorm):
+    _become_ours(model, _BatchNorm)
+    for name, layer in layers_of(model, Sharing):
+        layer.identity = processes.new_layer(name or type(layer).__name__)
         layer.process_group = process_group or layer.process_group or "world"
     return model
 
 
 def desynchronize(model: nn.Module) -> nn.Module:
-    """Let all batch norms of a model take their statistics over the batch of their own process.
+    """Let all batch norms of a model, and their relatives, take statistics over the batch of their own process.
 
     In place, as `synchronize`, whose layers stay ours. torch's synchronized layers become ours.
 
@@ -70,22 +73,17 @@ def desynchronize(model: nn.Module) -> nn.Module:
     Raises:
         InputError: a subclass of `torch.nn.SyncBatchNorm`; the model is as it was.
     """
-    for kind in (nn.SyncBatchNorm, _Ours):
-        for layer in _become_ours(model, kind):
-            layer.process_group = None
+    _become_ours(model, nn.SyncBatchNorm)
+    for _, layer in layers_of(model, Sharing):
+        layer.process_group = None
     return model
 
 
-def _become_ours(model: nn.Module, kind: type[nn.Module]) -> list[_Ours]:
-    """The layers of a kind, ours from now on, known to other processes by their names in the model."""
-    found = [(name, layer, _ours(name, layer)) for name, layer in layers_of(model, kind)]
-    layers: list[_Ours] = []
-    for name, layer, target in found:
+def _become_ours(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Make the layers of a kind ours, once all of them are known to allow it."""
+    found = [(layer, _ours(name, layer)) for name, layer in layers_of(model, kind)]
+    for layer, target in found:
         become(layer, target)
-        assert isinstance(layer, _Ours)
-        layer.identity = processes.new_layer(name or target.__name__)
-        layers.append(layer)
-    return layers
 
 
 def _ours(name: str, layer: nn.Module) -> type[nn.Module]:
