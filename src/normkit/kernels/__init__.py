@@ -234,6 +234,35 @@ def shifted(y: Tensor, shift: Tensor, mask: Tensor | None = None) -> Tensor:
     return y if mask is None else y.masked_fill(~mask.unsqueeze(1), 0)
 
 
+def blended(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    share: float | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    per_sample: bool = False,
+) -> tuple[Tensor, Tensor, int | Tensor] | None:
+    """Batch norm by statistics a share of the way from known ones (C) to those at hand: y; moments; count.
+
+    In one call for plain tensors without a graph; None where torch operations must see what happens, as `combined`
+    lets them.
+    """
+    tensors = x, known_mean, known_var, weight, bias, residual, share
+    recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    if recorded or not is_plain(x) or _choose(x, weight, bias, residual) is composed:
+        return None
+    assert compiled is not None
+    return compiled.blended(
+        x, known_mean, known_var, float(share), weight, bias, eps, activation, residual, mask, per_sample
+    )
+
+
 def renorm(
     x: Tensor,
     known_mean: Tensor,

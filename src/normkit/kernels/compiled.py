@@ -52,6 +52,30 @@ def ghosts(
     return _normalize("ghosts", native(x), weight, bias, residual, mask, None, None, size, eps, activation)
 
 
+def blended(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    share: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    per_sample: bool,
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Batch norm by statistics between known ones and those at hand, without a graph: y; moments at hand; count."""
+    x = native(x)
+    residual = None if residual is None else like(residual, x)
+    weight, bias, mask = (None if t is None else t.contiguous() for t in (weight, bias, mask))
+    known = known_mean.contiguous(), known_var.to(known_mean.dtype).contiguous()
+    code = cpu.ACTIVATIONS[activation]
+    y, stats = cpu.blend_forward(x, *known, share, per_sample, weight, bias, eps, code, residual, mask)
+    values = x.numel() // (x.shape[1] * (x.shape[0] if per_sample else 1))
+    return y, stats[:2], values if mask is None else mask.sum().double()
+
+
 def channels_given(
     x: Tensor,
     mean: Tensor,

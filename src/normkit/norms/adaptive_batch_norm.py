@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit import processes
+from normkit import kernels, processes
 from normkit.norms import inputs, mixing
-from normkit.norms.batch_moments import normalize
 from normkit.norms.batch_norm import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
     _BatchNorm,  # pyright: ignore[reportPrivateUsage]
 )
-from normkit.norms.blending import blend, share_of
+from normkit.norms.blending import blend, by_blend, share_of
 from normkit.norms.mixing import Affine
 from normkit.norms.scope import scope
 from normkit.norms.tracing import one_node
@@ -85,11 +84,15 @@ def adaptive_batch_norm(
     mixing.check(name, input, *running, affine, training=False)
     check_prior(prior)
     affine = affine._replace(mask=inputs.expand_mask(mask, input))
-    tensors = {"running_mean": running_mean, "running_var": running_var}
     if per_sample:
-        return mixing.mix(input, partial(_blend_each, share_of(1, prior)), tensors, affine)[0]
+        share = share_of(1, prior)
+        fused = None if affine.each else kernels.blended(input, *running, share, *affine, per_sample=True)
+        if fused is not None:
+            return fused[0]
+        tensors = {"running_mean": running_mean, "running_var": running_var}
+        return mixing.mix(input, partial(_blend_each, share), tensors, affine)[0]
     share = share_of(mixing.samples(input, affine.mask), prior)
-    return normalize(input, partial(blend, share), tensors, affine)[0]
+    return by_blend(input, share, *running, affine)[0]
 
 
 def check_prior(prior: float) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from normkit import kernels
+from normkit.norms.batch_moments import normalize
+from normkit.norms.mixing import Affine
 
 
 def share_of(n: int | Tensor, prior: float) -> float | Tensor:
@@ -25,3 +31,15 @@ def blend(
     """The rule that goes this share of the way from the running statistics towards those at hand."""
     old_mean, old_var = running_mean.to(mean.dtype), running_var.to(var.dtype)
     return old_mean + share * (mean - old_mean), old_var + share * (var - old_var), weight, bias
+
+
+def by_blend(
+    input: Tensor, share: float | Tensor, running_mean: Tensor, running_var: Tensor, affine: Affine
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Normalize by this blend: the output, the moments at hand, their count."""
+    if not affine.each:
+        found = kernels.blended(input, running_mean, running_var, share, *affine)
+        if found is not None:
+            return found
+    tensors = {"running_mean": running_mean, "running_var": running_var}
+    return normalize(input, partial(blend, share), tensors, affine)

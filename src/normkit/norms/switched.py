@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor
 
 from normkit import processes
 from normkit.norms import inputs, mixing
 from normkit.norms.batch_moments import by_batch, by_given, given, normalize
-from normkit.norms.blending import blend, share_of
+from normkit.norms.blending import by_blend, share_of
 from normkit.norms.mixing import Affine
 from normkit.norms.sharing import Sharing
 from normkit.norms.tracking import Running, Tracked
@@ -97,7 +95,6 @@ class Switched(Sharing, Tracked):
         """Normalize by running statistics, blended with the batch's or alone; and take the batch's."""
         if blended:
             share = share_of(mixing.samples(input, affine.mask), self.tracking.prior)
-            tensors = {"running_mean": running.mean, "running_var": running.var}
-            return normalize(input, partial(blend, share), tensors, affine)
+            return by_blend(input, share, running.mean, running.var, affine)
         tensors = {"given_mean": running.mean, "given_var": running.var}
         return normalize(input, given, tensors, affine, group, layer)

@@ -287,6 +287,31 @@ def ghosts_backward(
     return dx, dweight, dbias, dresidual
 
 
+def blend_forward(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    share: float,
+    per_sample: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm by statistics a share of the way from known ones (C), of one dtype, to those at hand.
+
+    Returns y and what is at hand: mean, biased variance, tail, in rows (3, C) or, per sample, (3, N, C).
+    """
+    y = _output(x)
+    stats = torch.empty((3, *x.shape[:2]) if per_sample else (3, x.shape[1]), dtype=torch.float64)
+    _native.blend_forward(
+        activation, eps, per_sample, x, y, weight, bias, residual, mask, known_mean, known_var, share, stats
+    )
+    return y, stats
+
+
 def renorm_forward(
     x: Tensor,
     known_mean: Tensor,

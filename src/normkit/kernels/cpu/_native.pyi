@@ -99,6 +99,21 @@ def groups_forward(
     bias: Tensor | None,
     stats: Tensor,
 ) -> None: ...
+def blend_forward(
+    activation: int,
+    eps: float,
+    per_sample: bool,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    known_mean: Tensor,
+    known_var: Tensor,
+    share: float,
+    stats: Tensor,
+) -> None: ...
 def renorm_forward(
     activation: int,
     eps: float,

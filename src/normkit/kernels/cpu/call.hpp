@@ -56,8 +56,10 @@ struct Call {
     Parameter mean, var;
     const double* tail;
 
-    // Batch renorm, where corrected is not null: moments lead to weight and bias by way of known statistics (C).
+    // Known statistics (C). Of a blend the moments are the way there, share of 1, that normalizes; share is 1 without.
+    // Of batch renorm, where corrected is not null, they and the moments lead to weight and bias.
     Parameter known_mean, known_var;
+    double share = 1;
     double r_max, d_max;
     double* corrected;  // (4, C): r, d, weight r, bias + weight d
 

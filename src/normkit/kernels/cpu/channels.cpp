@@ -76,7 +76,7 @@ class Channels {
     const int threads_;
     const CoefficientRows<T> rows_;
     const Scratch memory_;   // sums of each chunk
-    double *dz_, *dz_xhat_;  // Σ dz, Σ dz xhat
+    double *dz_, *dz_xhat_;  // Σ dz, Σ dz xhat; forward, the mean and the variance of a blend
     // Positions whose mean is the shift of the sums. In f64 the first that counts will do, in f32 sums want more.
     static constexpr int kMostSamples = is_half<T> ? 16 : 1;
     mutable int samples_ = 1;
@@ -218,6 +218,16 @@ class Channels {
             gammas[c] = gamma * rs[c], betas[c] = value(call_.bias, c, 0) + gamma * ds[c];
         }
     }
+    void blend(int64_t c0, int64_t c1) const {
+        const double *mean = call_.stats, *var = mean + call_.stats_stride;
+        values(call_.known_mean, c0, c1 - c0, 0, dz_ + c0);
+        values(call_.known_var, c0, c1 - c0, 1, dz_xhat_ + c0);
+        for (int64_t c = c0; c < c1; ++c) {
+            dz_[c] += call_.share * (mean[c] - dz_[c]);
+            dz_xhat_[c] += call_.share * (var[c] - dz_xhat_[c]);
+        }
+        rows_.affine(c0, c1, {dz_, DType::f64}, {dz_xhat_, DType::f64}, nullptr, call_.weight, call_.bias, call_.eps);
+    }
     void finish_moments(int64_t c0, int64_t c1, double count) const {
         const Totals sums = total().from(c0);
         const int64_t groups = (c1 - c0) / group_;
@@ -232,7 +242,9 @@ class Channels {
         }
         for (int64_t g = 0; call_.uncentred && g < groups; ++g) var[g] += mean[g] * mean[g], mean[g] = tail[g] = 0;
         if (call_.corrected) correct(c0, c1);
-        if (call_.stages & kOutputs) {
+        if (call_.share < 1) {
+            blend(c0, c1);
+        } else if (call_.stages & kOutputs) {
             double* all = call_.stats;
             rows_.affine(c0, c1, {all, DType::f64}, {all + call_.stats_stride, DType::f64},
                          all + 2 * call_.stats_stride, weight(), bias(), call_.eps);

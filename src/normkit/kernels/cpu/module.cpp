@@ -168,6 +168,18 @@ void ghosts_backward(int64_t together, int activation, double eps, Tensor x, Ten
     run(kernels().groups_backward, call, call.N * call.C * call.S);
 }
 
+// Batch norm by a blend: the statistics of all samples, or of each, a share of the way there from known ones.
+void blend_forward(int activation, double eps, bool per_sample, Tensor x, Tensor y, Maybe weight, Maybe bias,
+                   Maybe residual, Maybe mask, Tensor known_mean, Tensor known_var, double share, Tensor stats) {
+    Call call = about(x, weight, bias, kSums | kOutputs, activation, eps);
+    of_channels(call, false, residual, mask, {}, {}, {});
+    if (per_sample) call.stats_stride = call.N * call.C;
+    set(call.known_mean, known_mean, call.known_var, known_var);
+    call.share = share, call.y = y.data<void>(), call.stats = stats.data<double>();
+    if (per_sample) return run(kernels().groups_forward, call, call.N * call.C * call.S);
+    run(kernels().channels_forward, call, call.N * call.C * call.S);
+}
+
 void renorm_forward(int activation, double eps, Tensor x, Tensor y, Maybe weight, Maybe bias, Maybe residual,
                     Maybe mask, Tensor known_mean, Tensor known_var, double r_max, double d_max, Tensor stats,
                     Tensor corrected) {
@@ -261,6 +273,8 @@ NB_MODULE(_native, m) {
           "residual"_a, "mask"_a, "stats"_a);
     m.def("ghosts_backward", ghosts_backward, "together"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a,
           "bias"_a, "residual"_a, "mask"_a, "stats"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a);
+    m.def("blend_forward", blend_forward, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
+          "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "share"_a, "stats"_a);
     m.def("renorm_forward", renorm_forward, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
           "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "r_max"_a, "d_max"_a, "stats"_a, "corrected"_a);
     m.def("rows_forward", rows_forward, "R"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "stats"_a);
