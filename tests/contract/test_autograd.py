@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from cases import Case, every_case, every_mode, every_twin
+from case import Case
+from cases import every_case, every_mode, every_twin
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call

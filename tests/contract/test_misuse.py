@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from cases import CASES, Case, every_case, every_mode, every_twin, every_twinless
+from case import Case
+from cases import CASES, every_case, every_mode, every_twin, every_twinless
 from torch import Tensor, nn
 
 import normkit as nk

@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import CASES, DTYPES, UNIT, Case, every_case
+from case import DTYPES, UNIT, Case
+from cases import CASES, every_case
 from torch import Tensor
 
 

@@ -8,7 +8,8 @@ import pickle
 
 import pytest
 import torch
-from cases import CASES, Case, every_case, every_mode, every_twin, every_twinless
+from case import Case
+from cases import CASES, every_case, every_mode, every_twin, every_twinless
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 

@@ -7,7 +7,8 @@ import io
 
 import pytest
 import torch
-from cases import Case, every_case, every_mode
+from case import Case
+from cases import every_case, every_mode
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
