@@ -27,6 +27,7 @@ from normkit.norms.virtual_batch_norm import (
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
+from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.merge_statistics import merge_statistics
 from normkit.surgery.synchronize import desynchronize, synchronize
 
@@ -71,6 +72,7 @@ __all__ = [
     "accumulate",
     "desynchronize",
     "domain",
+    "freeze",
     "functional",
     "initialize_from_data",
     "kernels",
@@ -78,6 +80,7 @@ __all__ = [
     "reference_batch",
     "spectral_norm",
     "synchronize",
+    "unfreeze",
     "weight_norm",
     "weight_standardization",
 ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit import processes
 from normkit.errors import InputError
 from normkit.norms import batch_norm
 from normkit.norms.sync_batch_norm import SyncBatchNorm
-from normkit.surgery.walk import become, layers_of
+from normkit.surgery.freeze import Frozen
+from normkit.surgery.walk import become, check_initialized, joined, layers_of
 
 _Ours = batch_norm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 _OURS: dict[type[nn.Module], type[_Ours]] = {
@@ -93,9 +92,10 @@ def _ours(name: str, layer: nn.Module) -> type[nn.Module]:
     kind = type(layer)
     if kind in _OURS:
         return _OURS[kind]
-    if isinstance(layer, LazyModuleMixin):
+    check_initialized(name, layer)
+    if isinstance(layer, Frozen):
         raise InputError(
-            f"layer {name!r} must know its channels, but is a {kind.__name__}: run a batch first"
+            f"layer {name!r} must train, but is frozen: unfreeze(model) first, freeze(model) after"
         )
     of_torch = next((base for base in (*_OURS, _Ours) if issubclass(kind, base)), nn.Module)
     if of_torch in (nn.Module, nn.SyncBatchNorm) or not _leaves_normalizing(kind):
@@ -103,7 +103,7 @@ def _ours(name: str, layer: nn.Module) -> type[nn.Module]:
             f"layer {name!r} must normalize by super().forward(), but {kind.__name__} has a forward of its own: "
             "call super().forward() there, or convert the layer before"
         )
-    return kind if issubclass(kind, _Ours) else _joined(kind, _OURS[of_torch])
+    return kind if issubclass(kind, _Ours) else joined(kind, kind, _OURS[of_torch])
 
 
 def _leaves_normalizing(kind: type[nn.Module]) -> bool:
@@ -114,25 +114,3 @@ def _leaves_normalizing(kind: type[nn.Module]) -> bool:
             known = base.__module__.startswith(("torch.nn.modules.", "normkit."))
             return known or "super" in getattr(forward, "__code__", _leaves_normalizing.__code__).co_names
     return False
-
-
-@cache
-def _joined(kind: type[nn.Module], ours: type[_Ours]) -> type[nn.Module]:
-    """A user's subclass of torch's class as one of ours: super() finds our forward before torch's."""
-    body: dict[str, Any] = {
-        "__doc__": kind.__doc__,
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__reduce__": lambda self: (
-            _blank,
-            (kind, ours),
-            self.__dict__,
-        ),  # the name would find the user's class
-    }
-    return type(kind.__name__, (kind, ours), body)  # pyright: ignore[reportGeneralTypeIssues]
-
-
-def _blank(kind: type[nn.Module], ours: type[_Ours]) -> nn.Module:
-    """A layer of the joined class without attributes, for copies and pickles to fill."""
-    joined = _joined(kind, ours)
-    return joined.__new__(joined)
