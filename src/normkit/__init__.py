@@ -29,6 +29,7 @@ from normkit.norms.weights.register import spectral_norm, weight_norm, weight_st
 from normkit.statistics import Moments
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.merge_statistics import merge_statistics
+from normkit.surgery.recalibrate import recalibrate
 from normkit.surgery.synchronize import desynchronize, synchronize
 
 __version__ = "0.1.0"
@@ -77,6 +78,7 @@ __all__ = [
     "initialize_from_data",
     "kernels",
     "merge_statistics",
+    "recalibrate",
     "reference_batch",
     "spectral_norm",
     "synchronize",

@@ -32,6 +32,17 @@ def unknown(kind: str, received: object, valid: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {received!r}: choose from {', '.join(names)}{hint}")
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    r"""An exception of the user's code fit for a terminal: no line breaks, no control characters, not too long.
+
+    >>> one_line(ValueError("a\n  b\x1b[31m"))
+    'ValueError: a b\\x1b[31m'
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 def optional(module: str, extra: str) -> ModuleType:
     """Import an optional dependency, or say which extra brings it."""
     try:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.doctor.target import load_batches, load_model, one_line
-from normkit.errors import InputError
+from normkit.doctor.target import load_batches, load_model
+from normkit.errors import InputError, one_line
 
 NET = """
 import torch
@@ -142,4 +142,4 @@ def test_a_file_that_cannot_be_imported(file: Path, source: str) -> None:
 
 
 def test_long_texts_are_cut() -> None:
-    assert len(one_line("x" * 1000)) == 300
+    assert len(one_line(ValueError("x" * 1000))) == 300

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from normkit.doctor.checkpoint import is_checkpoint, read_weights
-from normkit.errors import InputError, unknown
+from normkit.errors import InputError, one_line, unknown
 
 FORMS = "FILE.py:NAME or PACKAGE.MODULE:NAME"
 
@@ -82,17 +82,7 @@ def blaming(what: str) -> Generator[None, None, None]:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what}: {type(error).__name__}: {one_line(str(error))}") from error
-
-
-def one_line(text: str, limit: int = 300) -> str:
-    r"""A text of the user's fit for a line on a terminal: no line breaks, no control characters, not too long.
-
-    >>> one_line("a\n  b\x1b[31m")
-    'a b\\x1b[31m'
-    """
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+        raise InputError(f"{what}: {one_line(error)}") from error
 
 
 def _named(target: str) -> object:

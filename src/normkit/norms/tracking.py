@@ -328,7 +328,7 @@ class Tracked(torch.nn.Module):
         """Merge what was gathered, domain by domain, and move once towards each."""
         pending = self._pending or []
         for name in dict.fromkeys(name for name, _, _ in pending):
-            batches = [m for of, stats, count in pending if of == name for m in _moments(stats, count)]
+            batches = [m for of, stats, count in pending if of == name for m in moments_of(stats, count)]
             if self.tracking.guard:
                 batches = [self._guarded(batch) for batch in batches]
             merged = batches[0].merge(*batches[1:])
@@ -360,7 +360,7 @@ class Tracked(torch.nn.Module):
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _moments(stats: Tensor, count: int | Tensor) -> list[Moments]:
+def moments_of(stats: Tensor, count: int | Tensor) -> list[Moments]:
     """Of one batch, or of each of several that follow one another: stats (2 or more, C) or (2 or more, K, C)."""
     counts = count if isinstance(count, Tensor) else torch.tensor(count, device=stats.device)
     counts = counts.to(stats.dtype)
