@@ -33,14 +33,22 @@ def unknown(kind: str, received: object, valid: Iterable[str]) -> InputError:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    r"""An exception of the user's code fit for a terminal: no line breaks, no control characters, not too long.
+    r"""An exception of the user's code fit for a terminal: its type and message, on one line, not too long.
 
-    >>> one_line(ValueError("a\n  b\x1b[31m"))
-    'ValueError: a b\\x1b[31m'
+    >>> one_line(ValueError("a\n  b"))
+    'ValueError: a b'
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    line = printable(" ".join(f"{type(error).__name__}: {error}".split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    r"""A text of the user's whose control characters do nothing to a terminal.
+
+    >>> print(printable("layer\x1b[31m"))
+    layer\x1b[31m
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def optional(module: str, extra: str) -> ModuleType:

@@ -17,6 +17,7 @@ from normkit.surgery.feed import Forward, feeder
 from normkit.surgery.observe import Site, observable_layers, observed
 from normkit.surgery.restore import Saved, Undoable, kept
 from normkit.surgery.survey import ESTIMATORS, Survey
+from normkit.surgery.table import aligned
 
 
 class Row(NamedTuple):
@@ -73,17 +74,25 @@ class Recalibration(Undoable):
         needed = batches_needed(self.batches, worst.error, self.tolerance)
         return f"too few batches: {found}; {self.tolerance:g} takes about {needed}"
 
-    def __repr__(self) -> str:
-        """A table: a row for each layer, what was left alone, the verdict."""
-        width = max(len(row.name) for row in self.rows)
-        lines = [f"{'layer':<{width}}  mean moved  deviation   gap    error"]
-        lines += [
-            f"{row.name:<{width}}  {row.mean_moved:10.3g}  {f'x {row.deviation_ratio:.3g}':>9}"
-            f"  {row.gap:6.3g}  {row.error:6.2g}"
+    def table(self) -> list[list[str]]:
+        """What happened to each layer, below its header; deviations are those of the values that were seen."""
+        header = ["layer", "channels", "mean moved by", "deviation", "gap before", "error"]
+        return [header] + [
+            [
+                row.name,
+                str(row.channels),
+                f"{row.mean_moved:.3g}",
+                f"x {row.deviation_ratio:.3g}",
+                f"{row.gap:.3g}",
+                f"{row.error:.2g}",
+            ]
             for row in self.rows
         ]
-        lines += [f"{name}: left alone, {reason}" for name, reason in self.left.items()]
-        return "\n".join([*lines, f"{self.batches} batches; {self.verdict}"])
+
+    def __repr__(self) -> str:
+        """The table, what was left alone, the verdict."""
+        left = [f"{name}: left alone, {reason}" for name, reason in self.left.items()]
+        return "\n".join([aligned(self.table()), *left, f"{self.batches} batches; {self.verdict}"])
 
 
 def recalibrate(
