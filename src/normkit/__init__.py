@@ -29,6 +29,7 @@ from normkit.norms.weights.register import spectral_norm, weight_norm, weight_st
 from normkit.statistics import Moments
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.merge_statistics import merge_statistics
+from normkit.surgery.param_groups import param_groups
 from normkit.surgery.recalibrate import recalibrate
 from normkit.surgery.synchronize import desynchronize, synchronize
 
@@ -78,6 +79,7 @@ __all__ = [
     "initialize_from_data",
     "kernels",
     "merge_statistics",
+    "param_groups",
     "recalibrate",
     "reference_batch",
     "spectral_norm",
