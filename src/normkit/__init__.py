@@ -27,6 +27,7 @@ from normkit.norms.virtual_batch_norm import (
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
+from normkit.surgery.adapt import adapt
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.merge_statistics import merge_statistics
 from normkit.surgery.param_groups import param_groups
@@ -72,6 +73,7 @@ __all__ = [
     "VirtualBatchNorm2d",
     "VirtualBatchNorm3d",
     "accumulate",
+    "adapt",
     "desynchronize",
     "domain",
     "freeze",

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from normkit.norms.tracking import Running
 from normkit.statistics import Moments
 
 
@@ -94,3 +95,13 @@ def gap(mean: Tensor, var: Tensor, true_mean: Tensor, true_var: Tensor, eps: flo
     deviation = (var + eps).sqrt()
     shift, stretch = (true_mean - mean) / deviation, ((true_var + eps).sqrt() / deviation) - 1
     return (shift.square() + stretch.square()).mean().sqrt().nan_to_num(nan=math.inf, posinf=math.inf).item()
+
+
+def movement(old: Running, mean: Tensor, var: Tensor, eps: float) -> tuple[float, float]:
+    """How statistics moved: the mean, in new deviations, as the root mean square over channels; and the deviation, new
+    over old, as the geometric mean.
+    """
+    mean, var = mean.double(), var.double() + eps
+    shift = ((mean - old.mean) / var.sqrt()).square().mean().sqrt()
+    ratio = (var / (old.var.double() + eps)).log().mean().div(2).exp()
+    return shift.item(), ratio.item()

@@ -51,6 +51,46 @@ class Observation(NamedTuple):
     samples: int | Tensor
 
 
+class Gathering:
+    """What is gathered batch by batch, as long as it is finite."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.reached: set[str] = set()
+        self._finite: dict[Site, Tensor] = {}
+
+    def take(self, observation: Observation) -> None:
+        """Take in what one forward pass of a layer brought."""
+        site, moments, _ = observation
+        self.reached.add(site.name)
+        self._finite[site] = moments.mean.isfinite().all() & moments.m2.isfinite().all()
+
+    def end_batch(self) -> None:
+        """Judge what a batch brought, for all layers at once.
+
+        Raises:
+            InputError: values that are not finite.
+        """
+        self.batches += 1
+        if self._finite and not torch.stack(list(self._finite.values())).all():
+            site = next(site for site, finite in self._finite.items() if not finite)
+            raise InputError(
+                f"values must be finite, but batch {self.batches} brings {site} some that are not: leave it out"
+            )
+        self._finite.clear()
+
+    def check(self) -> None:
+        """Whether there is anything to estimate from.
+
+        Raises:
+            InputError: no batch, or none that reached a layer.
+        """
+        if self.batches == 0:
+            raise InputError("statistics take one batch or more, got none: an iterator may have been used up")
+        if not self.reached:
+            raise InputError("the model must run its batch norms, but the batches reached none of them")
+
+
 def observable_layers(model: nn.Module) -> tuple[dict[str, RunningNorm], dict[str, str]]:
     """The layers whose running statistics stand for those of their inputs, and why others are left alone."""
     found: dict[str, RunningNorm] = {}

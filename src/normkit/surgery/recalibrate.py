@@ -12,7 +12,7 @@ from normkit import processes
 from normkit.errors import InputError, unknown
 from normkit.norms.batch_renorm import _BatchRenorm  # pyright: ignore[reportPrivateUsage]
 from normkit.statistics import Estimator
-from normkit.surgery.convergence import Evidence, batches_needed, gap
+from normkit.surgery.convergence import Evidence, batches_needed, gap, movement
 from normkit.surgery.feed import Forward, feeder
 from normkit.surgery.observe import Site, observable_layers, observed
 from normkit.surgery.restore import Saved, Undoable, kept
@@ -21,12 +21,12 @@ from normkit.surgery.table import aligned
 
 
 class Row(NamedTuple):
-    """What happened to one set of running statistics; deviations are those of the values that were seen."""
+    """What happened to one set of running statistics."""
 
     name: str
     channels: int
     values: int  # per channel
-    mean_moved: float  # by how many deviations, the root mean square over channels
+    mean_moved: float  # by how many of the new deviations, the root mean square over channels
     deviation_ratio: float  # new over old, the geometric mean over channels
     gap: float  # of values normalized by the old statistics, in deviations
     error: float  # that too few batches leave, in deviations
@@ -75,7 +75,7 @@ class Recalibration(Undoable):
         return f"too few batches: {found}; {self.tolerance:g} takes about {needed}"
 
     def table(self) -> list[list[str]]:
-        """What happened to each layer, below its header; deviations are those of the values that were seen."""
+        """What happened to each layer, below a header; in standard deviations but for the first two figures."""
         header = ["layer", "channels", "mean moved by", "deviation", "gap before", "error"]
         return [header] + [
             [
@@ -170,7 +170,9 @@ def recalibrate(
         name or type(layer).__name__: "not reached" for name, layer in layers.items() if name not in reached
     }
     saved = Saved(buffer for name in reached for buffer in layers[name].buffers(recurse=False))
-    rows = [_settle(site, *found, survey.batches) for site, found in survey.sites.items()]
+    told = {site: found for site, found in survey.sites.items() if found[0].moments is not None}
+    left |= {str(site): "one value per channel, or none" for site in survey.sites if site not in told}
+    rows = [_settle(site, *found, survey.batches) for site, found in told.items()]
     return Recalibration(saved, rows, left, survey.batches, tolerance, survey.enough_after)
 
 
@@ -193,15 +195,11 @@ def _settle(site: Site, evidence: Evidence, estimator: Estimator, batches: int) 
     seen = evidence.moments
     assert seen is not None
     true_var = seen.var(unbiased=True)
-    deviation = (true_var + eps).sqrt()
-    moved = ((mean - running.mean) / deviation).square().mean().sqrt()
-    ratio = ((var + eps) / (running.var.double() + eps)).log().mean().div(2).exp()
     row = Row(
         str(site),
         len(mean),
         int(seen.count.max()),
-        moved.item(),
-        ratio.item(),
+        *movement(running, mean, var, eps),
         gap(running.mean, running.var, seen.mean, true_var, eps),
         evidence.error().item(),
     )

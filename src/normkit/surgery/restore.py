@@ -31,12 +31,13 @@ class Saved:
 class Undoable:
     """The result of a change to a model: `undo()` takes it back, and so does the end of a `with` block."""
 
-    def __init__(self, saved: Saved) -> None:
+    def __init__(self, *saved: Saved) -> None:
         self._saved = saved
 
     def undo(self) -> None:
         """Give the model the values that it had before the change."""
-        self._saved.restore()
+        for saved in self._saved:
+            saved.restore()
 
     def __enter__(self) -> Self:
         return self

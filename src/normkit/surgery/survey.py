@@ -5,34 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from normkit import processes
-from normkit.errors import InputError, ProcessError, one_line
+from normkit.errors import ProcessError, one_line
 from normkit.statistics import CumulativeAverage, Estimator, Exact, ExponentialAverage, RandomBatch
 from normkit.surgery.convergence import Evidence
-from normkit.surgery.observe import Observation, Site
+from normkit.surgery.observe import Gathering, Observation, Site
 from normkit.surgery.walk import RunningNorm
 
 ESTIMATORS = ("exact", "cumulative", "exponential", "random")
 
 
-class Survey:
+class Survey(Gathering):
     """What the batches say of each set of running statistics."""
 
     def __init__(self, estimator: str, tolerance: float, seed: int) -> None:
+        super().__init__()
         self._estimator, self._tolerance, self._seed = estimator, tolerance, seed
         self.sites: dict[Site, tuple[Evidence, Estimator]] = {}
-        self.batches = 0
         self.enough_after: int | None = None
-        self._finite: dict[str, Tensor] = {}
 
     def take(self, observation: Observation) -> None:
         """Take in what one forward pass of a layer brought."""
+        super().take(observation)
         site, moments, _ = observation
         if site not in self.sites:
             self.sites[site] = Evidence(site.layer.eps), self._made(site)
-        self._finite[str(site)] = moments.mean.isfinite().all() & moments.m2.isfinite().all()
         for part in self.sites[site]:
             part.update(moments)
 
@@ -45,35 +43,13 @@ class Survey:
         return CumulativeAverage() if self._estimator == "cumulative" else Exact()
 
     def end_batch(self) -> None:
-        """Judge what a batch brought, for all layers at once.
-
-        Raises:
-            InputError: values that are not finite.
-        """
-        self.batches += 1
-        if self._finite and not torch.stack(list(self._finite.values())).all():
-            name = next(name for name, finite in self._finite.items() if not finite)
-            raise InputError(
-                f"values must be finite, but batch {self.batches} brings {name} some that are not: leave it out"
-            )
-        self._finite.clear()
+        """Judge what a batch brought, and whether it was enough."""
+        super().end_batch()
         self.enough_after = (self.enough_after or self.batches) if self._enough() else None
 
     def _enough(self) -> bool:
         errors = [evidence.error() for evidence, _ in self.sites.values()]
         return bool(errors) and bool((torch.stack(errors) <= self._tolerance).all())
-
-    def check(self) -> None:
-        """Whether there is anything to estimate from.
-
-        Raises:
-            InputError: no batch, or none that reached a layer.
-        """
-        if self.batches == 0:
-            raise InputError("statistics take one batch or more, got none: an iterator may have been used up")
-        self.sites = {site: found for site, found in self.sites.items() if found[0].moments is not None}
-        if not self.sites:
-            raise InputError("the model must run its batch norms, but the batches reached none of them")
 
     def exchange(
         self, group: processes.Group, layers: Mapping[str, RunningNorm], failure: Exception | None
@@ -103,6 +79,7 @@ class Survey:
         for evidence, estimator in self.sites.values():
             if evidence.moments is not None:
                 estimator.update(evidence.moments)
+        self.reached = {site.name for site in self.sites}
         self.batches = sum(batches for batches, *_ in heard)
         latest = max(enough_after or batches for batches, enough_after, *_ in heard)
         self.enough_after = latest if self._enough() else None
