@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from ranks import Ranks
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import normkit as nk
 from normkit.errors import ProcessError
@@ -25,15 +27,17 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nk.BatchNorm1d(4)).double()
 
 
-def together(rank: int, group: Any) -> dict[str, Tensor]:
+def together(rank: int, group: Any, wrapped: bool) -> dict[str, Tensor]:
     net = network()
-    result = nk.recalibrate(net, [x.double() for x in part(rank)], process_group=group)
+    model = DistributedDataParallel(net, process_group=group) if wrapped else net
+    result = nk.recalibrate(model, [x.double() for x in part(rank)], process_group=group)
     assert result.batches == 6
     return net.state_dict()
 
 
-def test_three_processes_as_one(three: Ranks) -> None:
-    found = three(together)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "ddp"])
+def test_three_processes_as_one(wrapped: bool, three: Ranks) -> None:
+    found = three(together, wrapped)
     alone = network()
     nk.recalibrate(alone, [x.double() for rank in range(3) for x in part(rank)])
     for state in found:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from normkit.errors import InputError
 
@@ -15,7 +16,12 @@ Forward = Callable[[Any], Any]
 
 
 def feeder(model: nn.Module, forward: Forward | None) -> Forward:
-    """What runs the model on a batch: the user's function, or `feed`."""
+    """What runs the model on a batch: the user's function, or `feed`.
+
+    DistributedDataParallel is passed by: its forward waits for all processes, which may have other numbers of batches.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
     return forward if forward is not None else lambda batch: feed(model, batch)
 
 
