@@ -81,6 +81,16 @@ def test_a_single_sample() -> None:
     torch.testing.assert_close(net.running_var, torch.full((4,), 0.75, dtype=torch.float64))
 
 
+def test_samples_that_are_all_padding_do_not_count() -> None:
+    x, mask = data(5, 4, 3), torch.ones(5, 3, dtype=torch.bool)
+    mask[2] = False
+    mask[3, 1:] = False
+    layer = nk.BatchNorm1d(4).double()
+    (row,) = nk.adapt(layer, [{"input": x, "mask": mask}], prior=4).rows
+    assert (row.samples, row.share) == (4, 0.5)
+    torch.testing.assert_close(layer.running_mean, x.transpose(1, 2)[mask].mean(0) / 2)
+
+
 def test_undo_is_exact() -> None:
     net = networks(nn.BatchNorm2d).train()
     before = bits(net)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import normkit as nk
 from normkit.errors import InputError
@@ -93,6 +94,22 @@ def test_two_inputs_and_a_function() -> None:
     torch.testing.assert_close(net.norm.running_mean, 2 * X.mean(0))
     nk.recalibrate(net, [{"anything": X}], forward=lambda batch: net(batch["anything"], scale=3.0))
     torch.testing.assert_close(net.norm.running_mean, 3 * X.mean(0))
+
+
+def test_packed_sequences_are_one_input() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, sequences: PackedSequence) -> Tensor:
+            return self.norm(sequences.data)
+
+    net = Reader()
+    packed = pack_sequence([X[:3], X[3:5], X[5:]])
+    for batch in (packed, (packed, "labels")):
+        nk.recalibrate(net, [batch])
+        torch.testing.assert_close(net.norm.running_mean, X.mean(0))
 
 
 def test_a_wrapped_model_takes_its_entries() -> None:

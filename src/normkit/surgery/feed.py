@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import PackedSequence
 
 from normkit.errors import InputError
 
@@ -30,8 +31,8 @@ def feed(model: nn.Module, batch: object) -> Any:
 
     Args:
         model: any module.
-        batch: a tensor; a mapping, of which the model gets what its forward has names for; a tuple or list, whose
-            first is the input, a tensor, such a mapping, or the tuple of several inputs.
+        batch: a tensor or packed sequences; a mapping, of which the model gets what its forward has names for; a tuple
+            or list, whose first is the input, one of these or the tuple of several tensors.
 
     Raises:
         InputError: anything else; a mapping without what forward needs.
@@ -39,13 +40,13 @@ def feed(model: nn.Module, batch: object) -> Any:
     >>> feed(nn.Identity(), (torch.ones(2), "label"))
     tensor([1., 1.])
     """
-    if isinstance(batch, (tuple, list)) and batch:
+    if isinstance(batch, (tuple, list)) and batch and not isinstance(batch, PackedSequence):
         inputs = batch[0]
         if isinstance(inputs, (tuple, list)) and inputs and all(isinstance(x, Tensor) for x in inputs):
             return model(*(_moved(x, model) for x in inputs))
     else:
         inputs = batch
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, (Tensor, PackedSequence)):
         return model(_moved(inputs, model))
     if isinstance(inputs, Mapping):
         return model(**{name: _moved(value, model) for name, value in _named(model, inputs).items()})
@@ -86,7 +87,7 @@ def _innermost(model: nn.Module) -> nn.Module:
 
 
 def _moved(value: Any, model: nn.Module) -> Any:
-    if not isinstance(value, Tensor):
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    if first is None or first.is_meta or not hasattr(value, "to"):
         return value
-    first = next((p for held in (model.parameters(), model.buffers()) for p in held), value)
-    return value.to(first.device) if first.device != torch.device("meta") else value
+    return value.to(first.device)

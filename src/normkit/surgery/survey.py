@@ -48,7 +48,7 @@ class Survey(Gathering):
         self.enough_after = (self.enough_after or self.batches) if self._enough() else None
 
     def _enough(self) -> bool:
-        errors = [evidence.error() for evidence, _ in self.sites.values()]
+        errors = [evidence.error() for evidence, _ in self.sites.values() if evidence.moments is not None]
         return bool(errors) and bool((torch.stack(errors) <= self._tolerance).all())
 
     def exchange(
