@@ -27,7 +27,10 @@ from normkit.norms.virtual_batch_norm import (
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
+from normkit.surgery.accelerate import accelerate
 from normkit.surgery.adapt import adapt
+from normkit.surgery.convert import convert
+from normkit.surgery.fold import fold
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.merge_statistics import merge_statistics
 from normkit.surgery.param_groups import param_groups
@@ -72,10 +75,13 @@ __all__ = [
     "VirtualBatchNorm1d",
     "VirtualBatchNorm2d",
     "VirtualBatchNorm3d",
+    "accelerate",
     "accumulate",
     "adapt",
+    "convert",
     "desynchronize",
     "domain",
+    "fold",
     "freeze",
     "functional",
     "initialize_from_data",

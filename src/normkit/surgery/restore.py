@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -67,3 +68,38 @@ def kept(model: nn.Module, training: Iterable[nn.Module] = ()) -> Generator[None
             module._buffers.clear()  # pyright: ignore[reportPrivateUsage]
             module._buffers.update(buffers)  # pyright: ignore[reportPrivateUsage]
         values.restore()
+
+
+class Snapshot:
+    """A model as it is, to go back to: classes and attributes of its modules, and the values of its tensors.
+
+    It holds references and copies nothing large: who changes values puts new tensors in place of the old.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [(module, type(module), _apart(vars(module))) for module in model.modules()]
+        self._values = [(parameter, parameter.data) for parameter in model.parameters()]
+
+    def restore(self) -> None:
+        """Make the model what it was."""
+        for module, kind, attributes in self._modules:
+            module.__class__ = kind
+            module.__dict__ = _apart(attributes)
+        for parameter, data in self._values:
+            parameter.data = data
+
+
+@contextmanager
+def whole_or_nothing(model: nn.Module) -> Generator[Snapshot, None, None]:
+    """Where the block raises, the model is as it was."""
+    before = Snapshot(model)
+    try:
+        yield before
+    except BaseException:
+        before.restore()
+        raise
+
+
+def _apart(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes whose containers can be changed without changing these."""
+    return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in attributes.items()}

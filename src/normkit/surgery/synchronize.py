@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from normkit import processes
-from normkit.errors import InputError
-from normkit.norms import batch_norm
-from normkit.norms.sync_batch_norm import SyncBatchNorm
-from normkit.surgery.freeze import Frozen
-from normkit.surgery.walk import become, check_initialized, joined, layers_of
-
-_Ours = batch_norm._BatchNorm  # pyright: ignore[reportPrivateUsage]
-_OURS: dict[type[nn.Module], type[_Ours]] = {
-    nn.BatchNorm1d: batch_norm.BatchNorm1d,
-    nn.BatchNorm2d: batch_norm.BatchNorm2d,
-    nn.BatchNorm3d: batch_norm.BatchNorm3d,
-    nn.SyncBatchNorm: SyncBatchNorm,
-}
+from normkit.surgery.ours import BatchNorm, become_ours, our_class
+from normkit.surgery.walk import layers_of
 
 
 def synchronize(model: nn.Module, process_group: processes.Group = None) -> nn.Module:
@@ -69,48 +56,18 @@ def desynchronize(model: nn.Module) -> nn.Module:
     Raises:
         InputError: a subclass of `torch.nn.SyncBatchNorm`; the model is as it was.
     """
-    for kind in (nn.SyncBatchNorm, _Ours):
+    for kind in (nn.SyncBatchNorm, BatchNorm):
         for layer in _become_ours(model, kind):
             layer.process_group = None
     return model
 
 
-def _become_ours(model: nn.Module, kind: type[nn.Module]) -> list[_Ours]:
-    """The layers of a kind, ours from now on, known to other processes by their names in the model."""
-    found = [(name, layer, _ours(name, layer)) for name, layer in layers_of(model, kind)]
-    layers: list[_Ours] = []
+def _become_ours(model: nn.Module, kind: type[nn.Module]) -> list[BatchNorm]:
+    """The layers of a kind, ours from now on."""
+    found = [(name, layer, our_class(name, layer)) for name, layer in layers_of(model, kind)]
+    layers: list[BatchNorm] = []
     for name, layer, target in found:
-        become(layer, target)
-        assert isinstance(layer, _Ours)
-        layer.identity = processes.new_layer(name or target.__name__)
+        become_ours(name, layer, target)
+        assert isinstance(layer, BatchNorm)
         layers.append(layer)
     return layers
-
-
-def _ours(name: str, layer: nn.Module) -> type[nn.Module]:
-    """Our class for a layer: its own where that is one of ours, else that of its dimension."""
-    kind = type(layer)
-    if kind in _OURS:
-        return _OURS[kind]
-    check_initialized(name, layer)
-    if isinstance(layer, Frozen):
-        raise InputError(
-            f"layer {name!r} must train, but is frozen: unfreeze(model) first, freeze(model) after"
-        )
-    of_torch = next((base for base in (*_OURS, _Ours) if issubclass(kind, base)), nn.Module)
-    if of_torch in (nn.Module, nn.SyncBatchNorm) or not _leaves_normalizing(kind):
-        raise InputError(
-            f"layer {name!r} must normalize by super().forward(), but {kind.__name__} has a forward of its own: "
-            "call super().forward() there, or convert the layer before"
-        )
-    return kind if issubclass(kind, _Ours) else joined(kind, kind, _OURS[of_torch])
-
-
-def _leaves_normalizing(kind: type[nn.Module]) -> bool:
-    """Whether the first forward on the way to torch's own, or ours, goes on to it."""
-    for base in kind.__mro__:
-        forward: Any = vars(base).get("forward")
-        if forward is not None:
-            known = base.__module__.startswith(("torch.nn.modules.", "normkit."))
-            return known or "super" in getattr(forward, "__code__", _leaves_normalizing.__code__).co_names
-    return False

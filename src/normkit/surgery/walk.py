@@ -57,6 +57,16 @@ def become(layer: nn.Module, kind: type[nn.Module]) -> None:
         layer.__class__ = kind
 
 
+def become_like(layer: nn.Module, new: nn.Module) -> None:
+    """Make a layer what a new one is, in place: its class, parameters, buffers and attributes.
+
+    It stays the same object, with its hooks and its training flag.
+    """
+    kept = {key: vars(layer)[key] for key in vars(layer) if "_hooks" in key or key == "training"}
+    become(layer, type(new))
+    layer.__dict__ = {**vars(new), **kept}
+
+
 @cache
 def joined(kind: type[nn.Module], *bases: type[nn.Module]) -> type[nn.Module]:
     """A class of these bases that goes by the name of `kind`, one of them; its layers can be copied and pickled."""
@@ -73,3 +83,15 @@ def _blank(*classes: type[nn.Module]) -> nn.Module:
     """A layer of the joined class without attributes, for copies and pickles to fill."""
     kind = joined(*classes)
     return kind.__new__(kind)
+
+
+def for_quantization(model: nn.Module) -> set[nn.Module]:
+    """The modules of a model that are prepared for quantization, or inside of such."""
+    marks = ("weight_fake_quant", "activation_post_process")
+    prepared = [
+        module
+        for module in model.modules()
+        if type(module).__module__.startswith("torch.ao.")
+        or any(getattr(module, mark, None) is not None for mark in marks)
+    ]
+    return {inner for module in prepared for inner in module.modules()}
