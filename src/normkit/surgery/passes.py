@@ -72,7 +72,8 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def evaluate(model: nn.Module, batch: Any) -> Any:
-    """The output in evaluation, which leaves no trace in the model nor in the batch; the same one every time."""
-    with undisturbed(model), torch.random.fork_rng():
-        torch.manual_seed(0)
+    """The output in evaluation, which leaves no trace: not in the model, the batch, or the random numbers to come."""
+    tensors = (*model.parameters(), *model.buffers())
+    devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
+    with undisturbed(model), torch.random.fork_rng(devices):
         return call(model, copy.deepcopy(batch))
