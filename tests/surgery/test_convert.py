@@ -159,6 +159,19 @@ def test_what_makes_no_sense_is_left(norm: nn.Module, to: str, x: Tensor | None,
     assert type(model[0]) is kind
 
 
+def test_what_is_learned_stays_what_is_learned() -> None:
+    x = torch.randn(4, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    for norm, names in (
+        (nn.BatchNorm2d(8, affine=False), []),
+        (nn.BatchNorm2d(8, bias=False), ["weight"]),
+        (nn.BatchNorm2d(8), ["weight", "bias"]),
+    ):
+        for batches, expected in ((None, names), ([x], ["weight", "bias"])):  # a fit needs both
+            model = nn.Sequential(copy.deepcopy(norm))
+            nk.convert(model, "group", batches)
+            assert [name for name, _ in model[0].named_parameters()] == expected
+
+
 def test_groups_that_are_asked_for() -> None:
     model = nn.Sequential(nn.BatchNorm2d(12), nn.BatchNorm2d(64), nn.BatchNorm2d(7))
     nk.convert(model, "group", num_groups=8)

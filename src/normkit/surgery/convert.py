@@ -120,11 +120,10 @@ class _Fit:
             return
         activation = getattr(self.layer, "activation", None)
         affine = fitted or any(True for _ in self.layer.parameters(recurse=False))
+        bias = fitted or getattr(self.layer, "bias", True) is not None
+        given = self.layer, self.to, seen, self.options
         try:
-            made = (
-                build(self.layer, self.to, seen, self.options, affine=affine, activation=activation),
-                build(self.layer, self.to, seen, self.options, affine=False),
-            )
+            made = build(*given, affine=affine, bias=bias, activation=activation), build(*given, affine=False)
         except InputError as why:
             self.refuse(str(why))
             return

@@ -273,7 +273,7 @@ def _error(
         padding = [0] * 3 if isinstance(layer.padding, str) else layer.padding
         windows = zip(layer.kernel_size, layer.stride, padding, layer.dilation, strict=False)
         x = folding.random_like(
-            [2, layer.in_channels, *(folding.example_size(*window) for window in windows)]
+            [1, layer.in_channels, *(folding.example_size(*window) for window in windows)]
         )
     scale, shift = (value.cpu().view(-1, *[1] * (x.dim() - 2)) for value in (scale, shift))
     expected = old(x) * scale + shift if comes_first else old(x * scale + shift)

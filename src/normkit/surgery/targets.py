@@ -110,7 +110,14 @@ def is_of_rows(layer: nn.Module) -> bool:
 
 
 def build(
-    layer: Any, to: str, seen: Seen, options: dict[str, Any], *, affine: bool, activation: str | None = None
+    layer: Any,
+    to: str,
+    seen: Seen,
+    options: dict[str, Any],
+    *,
+    affine: bool,
+    bias: bool = True,
+    activation: str | None = None,
 ) -> nn.Module:
     """The new layer for an old one, with its features, eps, momentum, device and dtype.
 
@@ -123,6 +130,8 @@ def build(
     common.update(options)
     if layer.eps is not None:
         common["eps"] = layer.eps
+    if to != "rms":
+        common["bias"] = bias
     if is_of_rows(layer):
         return _of_rows(layer.normalized_shape, to, common, affine)
     channels = _channels(layer)
