@@ -62,17 +62,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
         torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
         if self.training and self.track_running_stats:
             self.num_batches_tracked.add_(1)
-        x = F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            self.momentum,
-            self.eps,
-        )
-        return self.act(self.drop(x))
+        args = self.weight, self.bias, self.training, self.momentum, self.eps
+        return self.act(self.drop(F.batch_norm(x, self.running_mean, self.running_var, *args)))
 
 
 class OtherBatchNormAct2d(BatchNormAct2d):
