@@ -28,7 +28,14 @@ from normkit.norms.virtual_batch_norm import (
 from normkit.norms.weights.initialize import initialize_from_data
 from normkit.norms.weights.register import spectral_norm, weight_norm, weight_standardization
 from normkit.statistics import Moments
+from normkit.surgery.accelerate import accelerate
+from normkit.surgery.adapt import adapt
+from normkit.surgery.convert import convert
+from normkit.surgery.fold import fold
+from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.merge_statistics import merge_statistics
+from normkit.surgery.param_groups import param_groups
+from normkit.surgery.recalibrate import recalibrate
 from normkit.surgery.synchronize import desynchronize, synchronize
 
 __version__ = "0.1.0"
@@ -69,16 +76,24 @@ __all__ = [
     "VirtualBatchNorm1d",
     "VirtualBatchNorm2d",
     "VirtualBatchNorm3d",
+    "accelerate",
     "accumulate",
+    "adapt",
+    "convert",
     "desynchronize",
     "domain",
+    "fold",
+    "freeze",
     "functional",
     "initialize_from_data",
     "kernels",
     "merge_statistics",
+    "param_groups",
+    "recalibrate",
     "reference_batch",
     "spectral_norm",
     "synchronize",
+    "unfreeze",
     "weight_norm",
     "weight_standardization",
 ]

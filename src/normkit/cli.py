@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -156,12 +157,19 @@ def _compare(grid: Grid, out: Path) -> None:
         raise typer.Exit(130) from None
     page = out / "report.html"
     report.write(comparison, page, command=grid.command(out))
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:  # a file has no width: rows and the sentence stay whole
-        console = Console(markup=False, highlight=False, width=120, soft_wrap=True)
+    console = _console()
     console.print(table.terminal(comparison))
     console.print(sentence(comparison))
     console.print(f"\nReport: {page}")
+
+
+def _console() -> Console:
+    """Where results go, as they are: nothing in them is markup."""
+    console = Console(markup=False, highlight=False)
+    if console.is_terminal:
+        return console
+    # A file has no width: rows and sentences stay whole.
+    return Console(markup=False, highlight=False, width=120, soft_wrap=True)
 
 
 @contextmanager
@@ -290,6 +298,52 @@ def _check_writable(*paths: Path | None) -> None:
 def _write(path: Path | None, text: str) -> None:
     if path is not None:
         path.write_text(text)
+
+
+_MODEL = "FILE.py:NAME or PACKAGE.MODULE:NAME, a module or a function that returns one."
+
+
+@app.command()
+def recalibrate(
+    target: Annotated[str, typer.Argument(help=_MODEL, show_default=False)],
+    data: Annotated[str, typer.Option(help="Batches, or a function that returns them, named likewise.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new weights, .safetensors or .pt.")],
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint to load before.")] = None,
+    estimator: Annotated[str, typer.Option(help="exact, cumulative, exponential or random.")] = "exact",
+    tolerance: Annotated[float, typer.Option(help="The error that is small enough, in deviations.")] = 0.02,
+    batches: Annotated[int | None, typer.Option(help="At most so many.", show_default="all")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show where an error comes from.")] = False,
+) -> None:
+    """Take the running statistics of a model's batch norms anew, from data.
+
+    Shows how far each layer's were from the data and whether there were
+    enough batches, and writes the weights with the new ones to --out.
+
+    [bold]normkit recalibrate net.py:build --weights last.pt --data net.py:loader -o new.pt[/bold]
+    """
+    optional("safetensors", "lab")
+    from normkit.doctor import recalibration
+    from normkit.errors import printable
+
+    _check_writable(out)
+    with _traced(verbose):
+        result = recalibration.run(target, data, out, weights, estimator, tolerance, batches)
+    console = _console()
+    console.print(recalibration.table(result))
+    for name, reason in result.left.items():
+        console.print(printable(f"{name}: left alone, {reason}"))
+    console.print(f"{result.batches} batches; {printable(result.verdict)}\n\nWeights: {out}")
+
+
+@contextmanager
+def _traced(verbose: bool) -> Generator[None]:
+    """Before an error becomes a line, the traceback of it and of its cause, where that is wanted."""
+    try:
+        yield
+    except InputError:
+        if verbose:
+            traceback.print_exc()
+        raise
 
 
 @app.command()

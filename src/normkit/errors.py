@@ -32,6 +32,25 @@ def unknown(kind: str, received: object, valid: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {received!r}: choose from {', '.join(names)}{hint}")
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    r"""An exception of the user's code fit for a terminal: its type and message, on one line, not too long.
+
+    >>> one_line(ValueError("a\n  b"))
+    'ValueError: a b'
+    """
+    line = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    r"""A text of the user's whose control characters do nothing to a terminal.
+
+    >>> print(printable("layer\x1b[31m"))
+    layer\x1b[31m
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def optional(module: str, extra: str) -> ModuleType:
     """Import an optional dependency, or say which extra brings it."""
     try:

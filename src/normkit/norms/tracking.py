@@ -238,7 +238,7 @@ class Tracked(torch.nn.Module):
         self, batches: list[tuple[Tensor, int | Tensor]], skipped: Tensor | None
     ) -> tuple[Tensor, int | Tensor]:
         """Several batches as one; those that the guard leaves out are counted."""
-        parts = [part for stats, count in batches for part in _moments(stats, count)]
+        parts = [part for stats, count in batches for part in moments_of(stats, count)]
         if skipped is not None:
             parts = [self._guarded(part, skipped) for part in parts]
         if not parts:  # all of them empty, and cut into no sub-batch
@@ -270,7 +270,7 @@ class Tracked(torch.nn.Module):
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _moments(stats: Tensor, count: int | Tensor) -> list[Moments]:
+def moments_of(stats: Tensor, count: int | Tensor) -> list[Moments]:
     """Of one batch, or of each of several that follow one another: stats (2 or more, C) or (2 or more, K, C)."""
     counts = count if isinstance(count, Tensor) else torch.tensor(count, device=stats.device)
     counts = counts.to(stats.dtype)

@@ -20,8 +20,17 @@ from normkit.processes.packing import Packed
 from normkit.processes.runs import gather_runs
 
 __all__ = ["NOBODY", "Group", "Layer", "Share"]
-__all__ += ["check_group", "evaluates", "name_of", "new_layer", "packed", "runs_of_all", "several", "share"]
-__all__ += ["unpacked"]
+__all__ += [
+    "check_group",
+    "evaluates",
+    "exchange",
+    "name_of",
+    "new_layer",
+    "packed",
+    "runs_of_all",
+    "several",
+]
+__all__ += ["share", "unpacked"]
 
 NOBODY = Layer(0, "a function")  # who calls without being a layer
 _made = itertools.count(1)
@@ -97,6 +106,14 @@ def evaluates(group: Group, layer: Layer) -> None:
     """
     if not torch.compiler.is_compiling() and several(group):
         line_of(_members(group)).evaluates(layer)
+
+
+def exchange(group: Group, value: Any) -> list[Any]:
+    """What each process of the group brings, a value that can be pickled, in the order of ranks."""
+    members = _members(group)
+    values: list[Any] = [None] * members.size()
+    dist.all_gather_object(values, value, group=members)
+    return values
 
 
 def _members(group: Group) -> dist.ProcessGroup:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit import processes
-from normkit.errors import InputError
-from normkit.norms import batch_norm
 from normkit.norms.sharing import Sharing
-from normkit.norms.sync_batch_norm import SyncBatchNorm
-from normkit.surgery.walk import become, layers_of
-
-_Ours = batch_norm._BatchNorm  # pyright: ignore[reportPrivateUsage]
-_OURS: dict[type[nn.Module], type[_Ours]] = {
-    nn.BatchNorm1d: batch_norm.BatchNorm1d,
-    nn.BatchNorm2d: batch_norm.BatchNorm2d,
-    nn.BatchNorm3d: batch_norm.BatchNorm3d,
-    nn.SyncBatchNorm: SyncBatchNorm,
-}
+from normkit.surgery.ours import become_ours, our_class
+from normkit.surgery.walk import layers_of
 
 
 def synchronize(model: nn.Module, process_group: processes.Group = None) -> nn.Module:
@@ -81,56 +67,6 @@ def desynchronize(model: nn.Module) -> nn.Module:
 
 def _become_ours(model: nn.Module, kind: type[nn.Module]) -> None:
     """Make the layers of a kind ours, once all of them are known to allow it."""
-    found = [(layer, _ours(name, layer)) for name, layer in layers_of(model, kind)]
-    for layer, target in found:
-        become(layer, target)
-
-
-def _ours(name: str, layer: nn.Module) -> type[nn.Module]:
-    """Our class for a layer: its own where that is one of ours, else that of its dimension."""
-    kind = type(layer)
-    if kind in _OURS:
-        return _OURS[kind]
-    if isinstance(layer, LazyModuleMixin):
-        raise InputError(
-            f"layer {name!r} must know its channels, but is a {kind.__name__}: run a batch first"
-        )
-    of_torch = next((base for base in (*_OURS, _Ours) if issubclass(kind, base)), nn.Module)
-    if of_torch in (nn.Module, nn.SyncBatchNorm) or not _leaves_normalizing(kind):
-        raise InputError(
-            f"layer {name!r} must normalize by super().forward(), but {kind.__name__} has a forward of its own: "
-            "call super().forward() there, or convert the layer before"
-        )
-    return kind if issubclass(kind, _Ours) else _joined(kind, _OURS[of_torch])
-
-
-def _leaves_normalizing(kind: type[nn.Module]) -> bool:
-    """Whether the first forward on the way to torch's own, or ours, goes on to it."""
-    for base in kind.__mro__:
-        forward: Any = vars(base).get("forward")
-        if forward is not None:
-            known = base.__module__.startswith(("torch.nn.modules.", "normkit."))
-            return known or "super" in getattr(forward, "__code__", _leaves_normalizing.__code__).co_names
-    return False
-
-
-@cache
-def _joined(kind: type[nn.Module], ours: type[_Ours]) -> type[nn.Module]:
-    """A user's subclass of torch's class as one of ours: super() finds our forward before torch's."""
-    body: dict[str, Any] = {
-        "__doc__": kind.__doc__,
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__reduce__": lambda self: (
-            _blank,
-            (kind, ours),
-            self.__dict__,
-        ),  # the name would find the user's class
-    }
-    return type(kind.__name__, (kind, ours), body)  # pyright: ignore[reportGeneralTypeIssues]
-
-
-def _blank(kind: type[nn.Module], ours: type[_Ours]) -> nn.Module:
-    """A layer of the joined class without attributes, for copies and pickles to fill."""
-    joined = _joined(kind, ours)
-    return joined.__new__(joined)
+    found = [(name, layer, our_class(name, layer)) for name, layer in layers_of(model, kind)]
+    for name, layer, target in found:
+        become_ours(name, layer, target)

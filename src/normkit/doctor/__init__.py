@@ -1,0 +1,1 @@
+"""What normalization does wrong in a model: found, shown and repaired."""

@@ -1,0 +1,93 @@
+"""How a batch goes into a model, where nobody says."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import PackedSequence
+
+from normkit.errors import InputError
+
+Forward = Callable[[Any], Any]
+
+
+def feeder(model: nn.Module, forward: Forward | None) -> Forward:
+    """What runs the model on a batch: the user's function, or `feed`.
+
+    DistributedDataParallel is passed by: its forward waits for all processes, which may have other numbers of batches.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return forward if forward is not None else lambda batch: feed(model, batch)
+
+
+def feed(model: nn.Module, batch: object) -> Any:
+    """The model's output for a batch as data loaders give it, on the device of the model's first tensor.
+
+    Args:
+        model: any module.
+        batch: a tensor or packed sequences; a mapping, of which the model gets what its forward has names for; a tuple
+            or list, whose first is the input, one of these or the tuple of several tensors.
+
+    Raises:
+        InputError: anything else; a mapping without what forward needs.
+
+    >>> feed(nn.Identity(), (torch.ones(2), "label"))
+    tensor([1., 1.])
+    """
+    if isinstance(batch, (tuple, list)) and batch and not isinstance(batch, PackedSequence):
+        inputs = batch[0]
+        if isinstance(inputs, (tuple, list)) and inputs and all(isinstance(x, Tensor) for x in inputs):
+            return model(*(_moved(x, model) for x in inputs))
+    else:
+        inputs = batch
+    if isinstance(inputs, (Tensor, PackedSequence)):
+        return model(_moved(inputs, model))
+    if isinstance(inputs, Mapping):
+        return model(**{name: _moved(value, model) for name, value in _named(model, inputs).items()})
+    kind = (
+        f"{type(batch).__name__} of {type(inputs).__name__}" if inputs is not batch else type(batch).__name__
+    )
+    raise InputError(
+        f"a batch is a tensor, a mapping, or a tuple whose first is one of these, got a {kind}: give forward=, "
+        "a function that runs the model on a batch"
+    )
+
+
+def _named(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that the model's forward takes."""
+    parameters = inspect.signature(_innermost(model).forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(batch)
+    absent = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and name not in batch
+    ]
+    if absent:
+        raise InputError(
+            f"forward needs {', '.join(absent)}, and the batch has {', '.join(map(str, batch)) or 'nothing'}: "
+            "give forward=, a function that runs the model on a batch"
+        )
+    return {name: value for name, value in batch.items() if name in parameters}
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    """The model within what wraps it: torch.compile, DataParallel, DistributedDataParallel."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return _innermost(inner)
+    return model
+
+
+def _moved(value: Any, model: nn.Module) -> Any:
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    if first is None or first.is_meta or not hasattr(value, "to"):
+        return value
+    return value.to(first.device)

@@ -1,0 +1,205 @@
+"""`accelerate` computes what the model computed, in training too, and leaves all else of it as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from networks import NETWORKS, BasicBlock, ResNet, Untraceable, batch, lived, network
+from torch import Tensor, nn
+
+import normkit as nk
+
+every_network = pytest.mark.parametrize("name", NETWORKS)
+U = torch.finfo(torch.float64).eps
+
+
+def step(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, gradients and buffers of a training step."""
+    model.train()
+    y = model(x)
+    y.square().sum().backward()
+    return [y, *(p.grad for p in model.parameters()), *model.buffers()]
+
+
+@every_network
+def test_a_training_step_and_evaluation_stay(name: str) -> None:
+    old, x = network(name), batch(name)
+    new = copy.deepcopy(old)
+    outcome = nk.accelerate(new, x)
+    assert outcome.difference is not None
+    # Sums of at most a few thousand terms, a few layers deep, with norms that divide by a deviation.
+    tolerance = 1e5 * U
+    torch.testing.assert_close(new.eval()(x), old.eval()(x), rtol=tolerance, atol=tolerance)
+    expected = step(old, x)
+    scale = max(
+        float(value.detach().abs().max()) for value in expected
+    )  # some gradients are 0 but for rounding
+    for a, b in zip(step(new, x), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
+
+
+@every_network
+def test_everything_else_stays(name: str) -> None:
+    model = network(name).train()
+    model[1].eval() if isinstance(model, nn.Sequential) else next(model.children()).eval()
+    next(model.parameters()).requires_grad_(requires_grad=False)
+    before = dict(model.named_modules())
+    flags = {key: module.training for key, module in before.items()}
+    parameters, keys = dict(model.named_parameters()), list(model.state_dict())
+    learns = [p.requires_grad for p in model.parameters()]
+    nk.accelerate(model, batch(name))
+    after = dict(model.named_modules())
+    assert list(after) == list(before)
+    assert all(after[key] is before[key] or isinstance(after[key], nn.Identity) for key in before)
+    assert {key: module.training for key, module in after.items()} == flags
+    assert all(p is parameters[key] for key, p in model.named_parameters())
+    assert list(model.state_dict()) == keys
+    assert [p.requires_grad for p in model.parameters()] == learns
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        ("resnet", {"bn1": "relu", "layer1.0.bn1": "relu", "layer1.0.bn2": "residual and relu",
+                    "layer1.1.bn1": "relu", "layer1.1.bn2": "residual and relu",
+                    "layer2.0.bn1": "relu", "layer2.0.bn2": "residual and relu"}),
+        ("mobilenet", {"3.conv.1.1": "silu", "4.conv.1.1": "silu"}),
+        ("densenet", {"1": "relu", "3.norm1": "relu", "3.norm2": "relu", "4.norm1": "relu", "4.norm2": "relu"}),
+        ("unet", {"down.1": "leaky_relu", "bottom.1": "gelu", "up_norm": "tanh"}),
+        ("vit", {}),
+        ("rnn", {"norm": "sigmoid"}),
+    ],
+)  # fmt: skip
+def test_what_is_fused(name: str, fused: dict[str, str]) -> None:
+    model = network(name)
+    outcome = nk.accelerate(model, batch(name))
+    assert {k: v.partition(" with ")[2] for k, v in outcome.done.items() if " with " in v} == fused
+    assert all(type(model.get_submodule(key)).__module__.startswith("normkit.") for key in outcome.done)
+
+
+def test_what_is_left_is_told() -> None:
+    model = network("mobilenet")
+    left = nk.accelerate(model, batch("mobilenet")).left
+    assert left == {
+        "1": "ReLU6 is not one of our activations",
+        "3.conv.0.1": "ReLU6 is not one of our activations",
+        "3.conv.3": "its residual is added in the forward of another module, so not fused",
+        "4.conv.0.1": "ReLU6 is not one of our activations",
+        "4.conv.3": "its residual is added in the forward of another module, so not fused",
+    }
+
+
+def test_without_an_example_sums_stay() -> None:
+    outcome = nk.accelerate(model := network("resnet"))
+    assert outcome.difference is None
+    assert "pass an example=" in outcome.left["layer1.0.bn2"]
+    assert outcome.done["layer1.0.bn1"] == "BatchNorm2d with relu"
+    assert model.layer1[0].bn2.activation is None
+
+
+def test_again_changes_nothing() -> None:
+    model = network("resnet")
+    nk.accelerate(model, batch("resnet"))
+    kinds = [type(module) for module in model.modules()]
+    assert nk.accelerate(model, batch("resnet")).done == {}
+    assert [type(module) for module in model.modules()] == kinds
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"]
+)
+def test_a_written_forward_is_copied(duplicate: object) -> None:
+    model, x = network("resnet"), batch("resnet")
+    nk.accelerate(model, x)
+    other = duplicate(model)
+    assert isinstance(other.layer1[0], BasicBlock)
+    assert other.layer1[0].forward.__func__ is model.layer1[0].forward.__func__
+    torch.nn.init.zeros_(model.layer1[0].bn2.weight)  # the copy has its own layers
+    assert torch.equal(other.eval()(x), duplicate(other)(x))
+    assert not torch.equal(other(x), model.eval()(x))
+
+
+def test_an_optimizer_goes_on() -> None:
+    model, x = network("resnet"), batch("resnet")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    nk.accelerate(model, x)
+    before = model.bn1.weight.clone()
+    model.train()(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.bn1.weight, before)
+
+
+def test_compiles_and_exports() -> None:
+    model, x = network("resnet").eval(), batch("resnet")
+    nk.accelerate(model, x)
+    y = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), y)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)
+
+
+def test_what_cannot_be_traced_is_converted_and_said() -> None:
+    model = lived(Untraceable())
+    outcome = nk.accelerate(model, torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
+    assert outcome.done == {"norm": "BatchNorm2d"}
+    assert outcome.left[""].startswith(
+        "nothing is fused: torch.fx cannot follow its forward: symbolically traced"
+    )
+    assert type(model.norm) is nk.BatchNorm2d
+
+
+def test_optional_arguments_are_not_guessed() -> None:
+    class Optional(ResNet):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            y = super().forward(x)
+            return y if scale is None else y * scale
+
+    assert "where scale is given" in nk.accelerate(lived(Optional())).left[""]
+
+
+def test_arguments_by_name_and_by_place() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"out": torch.relu(self.norm(x) + y)}
+
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for example in ((x, x), [x, x], {"y": x, "x": x}):
+        assert nk.accelerate(lived(Two()), example).done == {"norm": "BatchNorm2d with residual and relu"}
+
+
+def test_outputs_that_differ_restore_the_model() -> None:
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return y if type(self.norm) is nn.BatchNorm1d else -y
+
+    model = Fickle()
+    outcome = nk.accelerate(model, torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    assert type(model.norm) is nn.BatchNorm1d
+    assert outcome.done == {}
+    assert outcome.left["norm"].startswith(
+        "outputs differed by 2.0e+00, more than 3.5e-04: all was taken back"
+    )
+
+
+def test_a_model_that_raises_is_as_it_was() -> None:
+    model = network("resnet")
+    with pytest.raises(RuntimeError, match="expected input"):
+        nk.accelerate(model, torch.randn(2, 5, 8, 8, dtype=torch.float64))
+    assert type(model.bn1) is nn.BatchNorm2d
+
+
+def test_the_model_is_a_norm() -> None:
+    layer = nn.LayerNorm(4)
+    assert repr(nk.accelerate(layer)) == "accelerate: 1 changed, 0 left\n  (the model)  LayerNorm"
+    assert type(layer) is nk.LayerNorm
