@@ -37,7 +37,7 @@ def feed(model: nn.Module, batch: object) -> Any:
     Raises:
         InputError: anything else; a mapping without what forward needs.
 
-    >>> feed(nn.Identity(), (torch.ones(2), "label"))
+    >>> feed(nn.Identity(), (Tensor([1.0, 1.0]), "label"))
     tensor([1., 1.])
     """
     if isinstance(batch, (tuple, list)) and batch and not isinstance(batch, PackedSequence):
