@@ -103,6 +103,7 @@ def assert_equals_whole(
         u = torch.finfo(value.dtype).eps / 2 if value.is_floating_point() else 0
         # Two units in the last place of the largest value: what remains where terms cancel is rounded at theirs.
         # A merged mean is one float64, of 3 +- 2 here: its rounding is that of float64 input, which sums take along.
-        units = 8 if value.dtype == torch.float64 else 2
+        # Gradients of parameters under half input are float32, of sums in short runs of it.
+        units = 8 if value.dtype == torch.float64 else 4 if value.dtype != expected["y"].dtype else 2
         error = (got - value.double()).abs().max()
         assert error <= units * u * scale, f"{key}: {error / (u * scale):.2f} u"

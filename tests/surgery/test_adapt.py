@@ -170,9 +170,9 @@ def test_the_first_step_is_adam_on_the_entropy() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("lr", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("lr", [0.3, 1.0])
 def test_collapsing_predictions_are_taken_back(lr: float) -> None:
-    """Rates at which the network forgets, on small batches: it would end at 55%, 25% and 21%, from 86%."""
+    """Rates at which the network forgets, on small batches: it would end at 25% and 21%, from 86%."""
     net, x, _ = digits()
     net = copy.deepcopy(net)
     before = bits(net)
