@@ -122,10 +122,11 @@ class TestMask:
             layer(torch.randn(4, 3, 5), mask=mask)
         assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
 
-    def test_compiles(self) -> None:
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    def test_compiles(self, dynamic: bool) -> None:
         x, mask = padded()
         plain, other = nk.BatchNorm1d(3), nk.BatchNorm1d(3)
-        compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(other, fullgraph=True, backend="aot_eager", dynamic=dynamic)
         torch.testing.assert_close(compiled(x, mask=mask), plain(x, mask=mask), rtol=0, atol=0)
 
 

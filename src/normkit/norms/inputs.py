@@ -131,8 +131,9 @@ def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor 
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, true where x is valid, got {mask.dtype}: mask.bool()")
     shape = [*x.shape[:axis], *x.shape[axis + 1 :]]
+    # Compared one by one: a compiler does not see a symbolic size in a tuple.
     fits = mask.dim() <= len(shape) and all(
-        m in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
+        m == 1 or m == s for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
     )
     if not fits:
         raise ValueError(
