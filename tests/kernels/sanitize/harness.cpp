@@ -92,6 +92,12 @@ void give_statistics(Call& call) {
     call.tail = call.stats + 2 * call.stats_stride;
 }
 
+// Statistics that are known: of a blend.
+void blend(Call& call, Buffers& buffers) {
+    call.known_mean = {buffers.doubles(call.C), DType::f64}, call.known_var = {buffers.doubles(call.C), DType::f64};
+    call.share = 0.25;
+}
+
 void channels(const Kernels& kernels) {
     Buffers buffers;
     Call call = random_call(buffers, false);
@@ -100,6 +106,8 @@ void channels(const Kernels& kernels) {
     if (call.stages & kSums && chance(3)) {
         call.known_mean = {buffers.doubles(call.C), DType::f64}, call.known_var = {buffers.doubles(call.C), DType::f64};
         call.r_max = 3, call.d_max = 5, call.corrected = buffers.doubles(4 * call.C);
+    } else if (call.stages & kSums && chance(3)) {
+        blend(call, buffers);
     }
     kernels.channels_forward(call);
     call.corrected = nullptr;
@@ -125,6 +133,7 @@ void groups(const Kernels& kernels) {
         call.together = 1 + below(4);
     }
     if (call.stages == kOutputs) give_statistics(call);
+    if (call.stages & kSums && call.G == call.C && chance(3)) blend(call, buffers);
     kernels.groups_forward(call);
     give_statistics(call);
     call.sums_stride = call.N * call.C;
