@@ -117,18 +117,24 @@ def _by_ghosts(x: Tensor, ghost_size: int, affine: Affine) -> tuple[Tensor, Tens
     values = inputs.count(x.shape[2:])
     if values == 1 and not torch.compiler.is_compiling():
         _check_several_samples(x, ghost_size)
-    samples = x.shape[0]
-    if affine.mask is None:
-        starts = torch.arange(0, samples, ghost_size, device=x.device)
-        counts = (samples - starts).clamp(max=ghost_size) * values
-    else:
-        counts = _cut(affine.mask.unsqueeze(-1).flatten(1), ghost_size).sum((1, 2))
+    counts = _counts(x, ghost_size, values, affine.mask)
     if not affine.each:
         return *kernels.ghosts(x, ghost_size, *affine), counts
     y, stats, count = mixing.mix(x, partial(_pool_runs, ghost_size), {}, affine)
     with torch.no_grad():
         runs = _runs(stats[0], stats[1], count, ghost_size)
     return y, torch.stack([row.squeeze(1) for row in runs]), counts
+
+
+def _counts(x: Tensor, ghost_size: int, values: int, mask: Tensor | None) -> Tensor:
+    """Values per channel of each sub-batch (K), of which a sample without a mask has `values`."""
+    if mask is not None:
+        return _cut(mask.unsqueeze(-1).flatten(1), ghost_size).sum((1, 2))
+    samples = x.shape[0]
+    if kernels.is_plain(x):  # sizes are numbers: one operation instead of four
+        return torch.tensor([min(ghost_size, samples - i) * values for i in range(0, samples, ghost_size)])
+    starts = torch.arange(0, samples, ghost_size, device=x.device)
+    return (samples - starts).clamp(max=ghost_size) * values
 
 
 def _pool_runs(
