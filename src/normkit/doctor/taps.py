@@ -1,0 +1,170 @@
+"""What hooks on a norm gather, in memory that does not grow with the number of batches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.doctor.kinds import norm_kind
+from normkit.doctor.readings import Traffic
+from normkit.doctor.sketch import Sketch
+from normkit.statistics import Moments
+
+_SAMPLED = 4096  # values per batch that quantiles are taken of
+_LEAST_BATCHES = 4  # below, the scatter of their means says nothing
+
+
+class Tap:
+    """Hooks on one norm."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer: Any = layer
+        self.kind = norm_kind(layer)
+        self.samples = self.values = 2**62
+        self.masked = False
+        self.dtype = torch.float32
+        self.moments: dict[str, Moments] = {}
+        self.batch_means: Moments | None = None
+        self.spread = self.expected = torch.zeros(())  # of values, and of batch means drawn alike
+        self.batches = 0
+        self.sampled = 0
+        self.low = self.high = torch.zeros(())
+        self.positions = self.repeated = 0
+        self.predicted, self.outputs = Sketch(), Sketch()
+        self.evaluates = False  # which pass is under way
+        self.lonely = False  # whether batch statistics would be of one value
+        self.handles = [
+            layer.register_forward_pre_hook(self._before, with_kwargs=True),
+            layer.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        x = _input(args, kwargs)
+        if x is None or x.dim() < 2 or not x.numel():
+            return
+        self.masked |= kwargs.get("mask") is not None
+        self.dtype = x.dtype
+        if not self.evaluates:
+            self.samples = min(self.samples, x.shape[0])
+            self.values = min(self.values, self._values(x))
+            # torch refuses statistics of one value; this batch goes by running ones, and is reported.
+            self.lonely = self.kind in ("batch", "mixed") and layer.training and x.numel() == x.shape[1]
+            if self.lonely:
+                layer.training = False
+        self._take("evaluated" if self.evaluates else "input", self._by_channel(x), x)
+
+    def _after(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self.lonely:
+            layer.training, self.lonely = True, False
+        if not isinstance(output, Tensor) or output.dim() < 2 or not output.numel():
+            return
+        y = self._by_channel(output.detach())
+        if self.evaluates:
+            self._merge("output_evaluated", _moments(*torch.var_mean(y, -1, correction=0), y.shape[-1]))
+            return
+        self._merge("output", _moments(*torch.var_mean(y, -1, correction=0), y.shape[-1]))
+        low, high = (bound.double().cpu() for bound in (y.amin((0, 2)), y.amax((0, 2))))
+        first = not self.low.dim()
+        self.low = low if first else torch.minimum(self.low, low)
+        self.high = high if first else torch.maximum(self.high, high)
+        self.outputs.add(_sampled(y))
+
+    def _take(self, name: str, x: Tensor, whole: Tensor) -> None:
+        """Moments of an input (N, C, S); in training mode all the rest too."""
+        var, mean = torch.var_mean(x, -1, correction=0)
+        moments = _moments(var, mean, x.shape[-1])
+        if name == "evaluated":
+            self._merge("input_evaluated", moments)
+            return
+        self._merge("input", moments)
+        self.batches += 1
+        batch_mean = Moments(torch.ones(()).double(), moments.mean, torch.zeros_like(moments.mean))
+        self.batch_means = batch_mean if self.batch_means is None else self.batch_means.merge(batch_mean)
+        if x.shape[0] > 1:
+            self.sampled += 1
+            self.spread = self.spread + moments.var(unbiased=True)
+            self.expected = self.expected + mean.double().var(0).cpu() / x.shape[0]
+        running_mean, running_var = (getattr(self.layer, f"running_{name}", None) for name in ("mean", "var"))
+        if isinstance(running_mean, Tensor) and isinstance(running_var, Tensor) and self.kind == "batch":
+            some = _sampled(x)
+            self.predicted.add(
+                (some - running_mean[:, None]) / (running_var[:, None] + self.layer.eps).sqrt()
+            )
+        if whole.dim() == 3 and self.kind in ("batch", "mixed"):
+            same = (whole[:, :, 1:] == whole[:, :, :-1]).all(1)
+            tails = same.flip(1).long().cumprod(1).sum(1)
+            if int(tails.max() if tails.numel() else 0) > 1 and int(tails.min()) < int(tails.max()):
+                self.repeated += int(tails.sum())
+            self.positions += whole.shape[0] * whole.shape[2]
+
+    def _merge(self, name: str, moments: Moments) -> None:
+        known = self.moments.get(name)
+        self.moments[name] = moments if known is None else known.merge(moments)
+
+    def _by_channel(self, x: Tensor) -> Tensor:
+        """(N, C, S); norms of features have one channel here, for their statistics are not of channels."""
+        x = x.detach()
+        if self.kind in ("layer", "rms", "other"):
+            return x.reshape(x.shape[0], 1, -1)
+        return x.reshape(x.shape[0], x.shape[1], -1)
+
+    def _values(self, x: Tensor) -> int:
+        """Values that one statistic is taken of."""
+        if self.kind == "group":
+            return x[0].numel() // int(self.layer.num_groups)
+        if self.kind == "instance":
+            return x[0, 0].numel()
+        if self.kind in ("layer", "rms"):
+            return math.prod(self.layer.normalized_shape)
+        return x.numel() // x.shape[1]
+
+    def traffic(self) -> Traffic | None:
+        """What went through; None of nothing."""
+        if set(self.moments) != {"input", "input_evaluated", "output", "output_evaluated"}:
+            return None
+        effective = scatter = drift = math.nan
+        if self.sampled and self.batch_means is not None:
+            expected, spread = self.expected / self.sampled, self.spread / self.sampled
+            moving = spread > 0
+            if moving.any():
+                counted = float(self.moments["input"].count.max()) / self.batches
+                worth = (spread / expected.clamp(min=1e-300))[moving].clamp(max=counted)
+                effective = float(worth.median())
+                if self.batch_means.count >= _LEAST_BATCHES:
+                    between = self.batch_means.var(unbiased=True)
+                    scatter = float((between / expected.clamp(min=1e-300))[moving].median())
+                    drift = float((between / spread.clamp(min=1e-300))[moving].median().sqrt())
+        return Traffic(
+            self.samples, self.values, **self.moments, low=self.low, high=self.high, effective=effective,
+            scatter=scatter, drift=drift, padded=self.repeated / max(1, self.positions), masked=self.masked,
+            predicted=self.predicted, outputs=self.outputs, dtype=self.dtype,
+        )  # fmt: skip
+
+
+def _input(args: Any, kwargs: Any) -> Tensor | None:
+    value = args[0] if args else kwargs.get("input")
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
+
+
+def _moments(var: Tensor, mean: Tensor, count: int) -> Moments:
+    """Of channels, from those of each sample and channel (N, C), each over `count` values."""
+    mean, var = mean.double().cpu(), var.double().cpu()
+    centre = mean.mean(0)
+    centre = centre + (mean - centre).mean(0)
+    m2 = count * (var + (mean - centre).square()).sum(0)
+    return Moments(torch.full_like(centre, count * mean.shape[0]), centre, m2)
+
+
+def _sampled(x: Tensor) -> Tensor:
+    """Some samples and positions of every channel of (N, C, S), evenly spaced."""
+    spare = max(1, x.numel() // _SAMPLED)
+    apart = min(x.shape[2], spare)
+    return x[:: max(1, spare // apart), :, ::apart]
