@@ -24,7 +24,6 @@ from normkit.doctor.readings import (
     Traffic,
     Weight,
 )
-from normkit.doctor.state import same_modes
 from normkit.norms.tracking import Tracked
 from normkit.surgery.freeze import Frozen
 
@@ -70,9 +69,14 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def flags_after_train(model: nn.Module) -> dict[str, bool]:
     """The flag that each norm has after `model.train()`, which is undone."""
-    with same_modes(model):
+    # A frozen norm shows False; what it remembers is its own entry.
+    modes = {module: module.__dict__.get("training", module.training) for module in model.modules()}
+    try:
         model.train()
         return {name: layer.training for name, layer in model.named_modules() if norm_kind(layer) is not None}
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _norm(

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from normkit.doctor.kinds import is_leaf, kind_of_function, kind_of_module
+from normkit.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,12 @@ class _Recorder(TorchFunctionMode):
 
     def start(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """The model's inputs are the first steps."""
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             self._note(Node("input", "input", "", ()), tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not self.inside and any(True for _ in _tensors(output)):
+        if not self.inside and any(True for _ in tensors_in(output)):
             inputs = self._sources((args, kwargs))
             if inputs:
                 self._note(_of_function(getattr(func, "__name__", ""), inputs, kwargs or {}), output)
@@ -178,11 +179,11 @@ class _Recorder(TorchFunctionMode):
         return Graph(tuple(self.nodes), frozenset(self._sources(output)))
 
     def _sources(self, values: Any) -> tuple[int, ...]:
-        found = (self.made_by.get(tensor) for tensor in _tensors(values))
+        found = (self.made_by.get(tensor) for tensor in tensors_in(values))
         return tuple(source for source in found if source is not None)
 
     def _note(self, node: Node, output: Any) -> None:
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             self.made_by[tensor] = len(self.nodes)
         self.nodes.append(node)
 
@@ -200,27 +201,27 @@ def _of_function(name: str, inputs: tuple[int, ...], kwargs: dict[str, Any]) -> 
     return Node(op, kind, "", inputs, dropped)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in what a module takes or gives, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def first_tensor(output: Any) -> Tensor:
     """The floating tensor that stands for a model's output: the first one in it.
 
     Raises:
-        TypeError: there is none.
+        InputError: there is none.
     """
-    for tensor in _tensors(output):
+    for tensor in tensors_in(output):
         if torch.is_floating_point(tensor):
             return tensor
-    raise TypeError(
+    raise InputError(
         f"a model must give a floating tensor, alone or in a structure, got {type(output).__name__}"
     )
