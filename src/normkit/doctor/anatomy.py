@@ -24,8 +24,7 @@ from normkit.doctor.readings import (
     Traffic,
     Weight,
 )
-from normkit.norms.tracking import Tracked
-from normkit.surgery.freeze import Frozen
+from normkit.surgery.freeze import is_frozen
 
 _ALIKE = 0.5  # distance of two parts' parameters, over their length, below which one may follow the other
 
@@ -103,7 +102,7 @@ def _norm(
         momentum=getattr(layer, "momentum", None),
         training=layer.training,
         trains=trains,
-        frozen=isinstance(layer, Frozen) or (isinstance(layer, Tracked) and layer.tracking.frozen),
+        frozen=is_frozen(layer),
         tracks=bool(getattr(layer, "track_running_stats", False)),
         synchronized=isinstance(layer, nn.SyncBatchNorm) or getattr(layer, "process_group", None) is not None,
         weight=weight,

@@ -23,7 +23,7 @@ from normkit.doctor.taps import Tap
 from normkit.doctor.target import blaming
 from normkit.statistics import Moments
 from normkit.surgery.freeze import Frozen
-from normkit.surgery.restore import kept
+from normkit.surgery.restore import Saved, kept
 
 
 def probe(
@@ -66,6 +66,7 @@ class _Pass:
     def __init__(self, model: nn.Module, loss: Loss | None, trains: Mapping[str, bool]) -> None:
         self.model, self.loss, self.trains = model, loss, trains
         self.weights = anatomy.weights_of(model)
+        self.statistics = Saved(model.buffers())
         self.graph: Graph | None = None
         self.taps: dict[str, Tap] = {}
         self.first: Batch | None = None
@@ -123,7 +124,8 @@ class _Pass:
         return first_tensor(output).double()
 
     def _switch(self, trains: Mapping[str, bool]) -> None:
-        """Everything to evaluation mode but these norms."""
+        """Everything to evaluation mode but these norms; running statistics are those of the beginning again."""
+        self.statistics.restore()
         for tap in self.taps.values():
             tap.evaluates = not trains
         for name, module in self.model.named_modules():
