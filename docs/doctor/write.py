@@ -35,7 +35,9 @@ In Python:
 ```python
 import torch, normkit as nk
 
-model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=0.99), torch.nn.Linear(8, 2))
+model = torch.nn.Sequential(
+    torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=0.99), torch.nn.Linear(8, 2)
+)
 diagnosis = nk.diagnose(model, batches=[torch.randn(64, 4) for _ in range(8)])
 for finding in diagnosis.findings:
     print(finding.code, finding.module, finding.message, finding.remedy)

@@ -284,6 +284,20 @@ def sync(
     _write(json, measure.to_json(result))
 
 
+@bench.command("doctor")
+def doctor_cost(
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="Write every time of every round here.")] = None,
+) -> None:
+    """Measure what a diagnosis of ResNet-18 costs, beside forward and backward passes over the same batches."""
+    _check_writable(json)
+    from normkit.bench import doctor as measure
+
+    result = measure.run(rounds=rounds)
+    measure.print_table(result)
+    _write(json, measure.to_json(result))
+
+
 def _check_writable(*paths: Path | None) -> None:
     """Before minutes are spent on what goes there."""
     for path in paths:

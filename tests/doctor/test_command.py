@@ -60,8 +60,10 @@ def leave(): sys.exit(3)
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Path:
-    file = tmp_path / "net.py"
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "clinic", raising=False)
+    file = tmp_path / "clinic.py"
     file.write_text(NET)
     return file
 

@@ -242,8 +242,10 @@ class CopyApart(Check):
     ```python
     import copy
 
+
     def part():
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
 
     model = nn.ModuleDict({"online": part()})
     model["target"] = copy.deepcopy(model["online"]).requires_grad_(False)

@@ -160,9 +160,13 @@ class ActivationBeforeNorm(Check):
     def block(*middle):
         return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), *middle)
 
+
     model = nn.Sequential(
-        block(nn.BatchNorm2d(4), nn.ReLU()), block(nn.BatchNorm2d(4), nn.ReLU()),
-        block(nn.ReLU(), nn.BatchNorm2d(4)), block(nn.BatchNorm2d(4), nn.ReLU()), nn.Conv2d(4, 2, 1),
+        block(nn.BatchNorm2d(4), nn.ReLU()),
+        block(nn.BatchNorm2d(4), nn.ReLU()),
+        block(nn.ReLU(), nn.BatchNorm2d(4)),
+        block(nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Conv2d(4, 2, 1),
     )
     ```
 
@@ -226,6 +230,7 @@ class SharedNorm(Check):
 
         def forward(self, x):
             return self.head(self.norm(self.left(x)) + self.norm(self.right(x)))
+
 
     model = Shared()
     ```
@@ -381,6 +386,7 @@ class BatchNormInALoop(Check):
             for _ in range(3):
                 x = torch.tanh(self.norm(self.step(x)))
             return self.head(x)
+
 
     model = Cell()
     ```
