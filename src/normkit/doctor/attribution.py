@@ -10,7 +10,7 @@ from torch import Tensor
 from normkit.doctor.taps import Tap
 from normkit.errors import InputError
 
-_MOST = 24  # norms that are switched, those whose statistics are furthest from the data's
+_MOST = 12  # norms that are switched, those whose statistics are furthest from the data's
 _WORTH_IT = 0.02  # a gap of the output, in its deviations, below which none is
 
 

@@ -65,6 +65,7 @@ class _Pass:
 
     def __init__(self, model: nn.Module, loss: Loss | None, trains: Mapping[str, bool]) -> None:
         self.model, self.loss, self.trains = model, loss, trains
+        self.modules = list(model.named_modules())
         self.weights = anatomy.weights_of(model)
         self.statistics = Saved(model.buffers())
         self.graph: Graph | None = None
@@ -80,7 +81,7 @@ class _Pass:
     @contextmanager
     def tapped(self) -> Generator[None]:
         """With hooks on every norm."""
-        norms = [(name, layer) for name, layer in self.model.named_modules() if norm_kind(layer) is not None]
+        norms = [(name, layer) for name, layer in self.modules if norm_kind(layer) is not None]
         self.taps = {name: Tap(layer) for name, layer in norms}
         try:
             yield
@@ -128,7 +129,7 @@ class _Pass:
         self.statistics.restore()
         for tap in self.taps.values():
             tap.evaluates = not trains
-        for name, module in self.model.named_modules():
+        for name, module in self.modules:
             if isinstance(module, nn.RNNBase) and not module.dropout:
                 module.training = True  # the same without dropout, and cuDNN wants it for gradients
             elif not isinstance(module, Frozen):  # which remember a mode of their own
@@ -152,7 +153,9 @@ class _Pass:
     def _take_gradients(self) -> None:
         for name, weight in self.weights.items():
             if weight.grad is not None:
-                length = float(weight.grad.norm(dtype=torch.float64))
+                length = float(weight.grad.norm())
+                if not 1e-15 < length < 1e15:  # its square may not be a float32
+                    length = float(weight.grad.norm(dtype=torch.float64))
                 self.gradients[name] = self.gradients.get(name, 0.0) + length
 
     def _take_input(self, batch: Batch) -> None:

@@ -66,7 +66,7 @@ class Traffic:
         samples: the fewest in a batch.
         values: the fewest that one statistic was taken of.
         input: in training mode, of the other norms too; so what came in was as their data make it.
-        input_evaluated: in evaluation mode.
+        input_evaluated: in evaluation mode; of large batches, this and the next two are of values evenly spaced.
         output: in training mode.
         output_evaluated: in evaluation mode.
         low: least output, training mode.

@@ -13,7 +13,8 @@ from normkit.doctor.readings import Traffic
 from normkit.doctor.sketch import Sketch
 from normkit.statistics import Moments
 
-_SAMPLED = 4096  # values per batch that quantiles are taken of
+_QUANTILES = 2**12  # values per batch that quantiles are taken of
+_MOMENTS = 2**16  # and moments, but for those of the input in training mode: they are of all values
 _LEAST_BATCHES = 4  # below, the scatter of their means says nothing
 
 
@@ -59,7 +60,10 @@ class Tap:
             self.lonely = self.kind in ("batch", "mixed") and layer.training and x.numel() == x.shape[1]
             if self.lonely:
                 layer.training = False
-        self._take("evaluated" if self.evaluates else "input", self._by_channel(x), x)
+        if self.evaluates:
+            self._merge("input_evaluated", _roughly(self._by_channel(x)))
+        else:
+            self._take(self._by_channel(x), x)
 
     def _after(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.lonely:
@@ -68,22 +72,19 @@ class Tap:
             return
         y = self._by_channel(output.detach())
         if self.evaluates:
-            self._merge("output_evaluated", _moments(*torch.var_mean(y, -1, correction=0), y.shape[-1]))
+            self._merge("output_evaluated", _roughly(y))
             return
-        self._merge("output", _moments(*torch.var_mean(y, -1, correction=0), y.shape[-1]))
+        self._merge("output", _roughly(y))
         low, high = (bound.double().cpu() for bound in (y.amin((0, 2)), y.amax((0, 2))))
         first = not self.low.dim()
         self.low = low if first else torch.minimum(self.low, low)
         self.high = high if first else torch.maximum(self.high, high)
-        self.outputs.add(_sampled(y))
+        self.outputs.add(_sampled(y, _QUANTILES))
 
-    def _take(self, name: str, x: Tensor, whole: Tensor) -> None:
-        """Moments of an input (N, C, S); in training mode all the rest too."""
+    def _take(self, x: Tensor, whole: Tensor) -> None:
+        """An input in training mode, as (N, C, S) and as it came."""
         var, mean = torch.var_mean(x, -1, correction=0)
         moments = _moments(var, mean, x.shape[-1])
-        if name == "evaluated":
-            self._merge("input_evaluated", moments)
-            return
         self._merge("input", moments)
         self.batches += 1
         batch_mean = Moments(torch.ones(()).double(), moments.mean, torch.zeros_like(moments.mean))
@@ -94,7 +95,7 @@ class Tap:
             self.expected = self.expected + mean.double().var(0).cpu() / x.shape[0]
         running_mean, running_var = (getattr(self.layer, f"running_{name}", None) for name in ("mean", "var"))
         if isinstance(running_mean, Tensor) and isinstance(running_var, Tensor) and self.kind == "batch":
-            some = _sampled(x)
+            some = _sampled(x, _QUANTILES)
             self.predicted.add(
                 (some - running_mean[:, None]) / (running_var[:, None] + self.layer.eps).sqrt()
             )
@@ -173,8 +174,14 @@ def _moments(var: Tensor, mean: Tensor, count: int) -> Moments:
     return Moments(torch.full_like(centre, count * mean.shape[0]), centre, m2)
 
 
-def _sampled(x: Tensor) -> Tensor:
+def _roughly(x: Tensor) -> Moments:
+    """The moments of some of (N, C, S)."""
+    some = _sampled(x, _MOMENTS)
+    return _moments(*torch.var_mean(some, -1, correction=0), some.shape[-1])
+
+
+def _sampled(x: Tensor, values: int) -> Tensor:
     """Some samples and positions of every channel of (N, C, S), evenly spaced."""
-    spare = max(1, x.numel() // _SAMPLED)
+    spare = max(1, x.numel() // values)
     apart = min(x.shape[2], spare)
     return x[:: max(1, spare // apart), :, ::apart]
