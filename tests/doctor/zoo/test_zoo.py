@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +18,15 @@ from normkit.doctor.diagnose import diagnose
 from normkit.doctor.diagnosis import Diagnosis
 
 SICK = [*STRUCTURE, *STATISTICS, *TRAINING]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Of models this small, threads would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def diagnosed(case: Case) -> Diagnosis:
