@@ -1,6 +1,7 @@
 """Normalization for deep networks. This page is the contents: public names only."""
 
 from normkit import functional, kernels
+from normkit.doctor.diagnose import diagnose
 from normkit.norms.accumulation import accumulate
 from normkit.norms.adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d
 from normkit.norms.batch_instance_norm import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
@@ -81,6 +82,7 @@ __all__ = [
     "adapt",
     "convert",
     "desynchronize",
+    "diagnose",
     "domain",
     "fold",
     "freeze",

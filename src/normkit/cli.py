@@ -284,6 +284,20 @@ def sync(
     _write(json, measure.to_json(result))
 
 
+@bench.command("doctor")
+def doctor_cost(
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="Write every time of every round here.")] = None,
+) -> None:
+    """Measure what a diagnosis of ResNet-18 costs, beside forward and backward passes over the same batches."""
+    _check_writable(json)
+    from normkit.bench import doctor as measure
+
+    result = measure.run(rounds=rounds)
+    measure.print_table(result)
+    _write(json, measure.to_json(result))
+
+
 def _check_writable(*paths: Path | None) -> None:
     """Before minutes are spent on what goes there."""
     for path in paths:
@@ -333,6 +347,70 @@ def recalibrate(
     for name, reason in result.left.items():
         console.print(printable(f"{name}: left alone, {reason}"))
     console.print(f"{result.batches} batches; {printable(result.verdict)}\n\nWeights: {out}")
+
+
+@app.command()
+def doctor(
+    target: Annotated[str, typer.Argument(help=_MODEL + " Or a checkpoint.", show_default=False)] = "",
+    data: Annotated[
+        str | None, typer.Option(help="Batches, or a function that returns them, named likewise.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint to load before.")] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Of torch.nn.functional, or a function of output and target, named likewise.",
+            show_default="cross_entropy or mse_loss, as far as the target fits",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="A function of the model that returns its optimizer, named likewise.")
+    ] = None,
+    batches: Annotated[int, typer.Option(help="How many of them to look at.")] = 8,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Repair what is safe to repair, and look again.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The repaired weights.", show_default="beside --weights"),
+    ] = None,
+    select: Annotated[
+        str, typer.Option(help="Codes, or how they begin, with commas.", show_default="all")
+    ] = "",
+    ignore: Annotated[str, typer.Option(help="Codes to leave out, likewise.", show_default="none")] = "",
+    format: Annotated[str, typer.Option(help="text, json, html or sarif.")] = "text",
+    explain: Annotated[str | None, typer.Option(help="Tell about a code, and do nothing else.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show where an error comes from.")] = False,
+) -> None:
+    """Find what normalization does wrong in a model, and repair it.
+
+    The model alone shows how norms stand in it and what their statistics
+    hold; with --data also whether these fit, and which layer makes evaluation
+    differ from training. Exits with 0 where nothing is found, 1 with findings
+    (after --fix: with those that are left), 2 where it could not run.
+
+    [bold]normkit doctor net.py:build --weights last.pt --data net.py:loader[/bold]
+
+    [bold]normkit doctor --explain NK202[/bold]
+    """
+    from normkit.doctor.command import FORMATS, explanation
+    from normkit.errors import unknown
+
+    if explain is not None:
+        print(explanation(explain))
+        return
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if not target:
+        raise InputError("doctor needs a model to look at: FILE.py:NAME, PACKAGE.MODULE:NAME or a checkpoint")
+    from normkit.doctor.consultation import Request, consult
+
+    chosen = tuple(_words(select)), tuple(_words(ignore))
+    with _traced(verbose):
+        result = consult(Request(target, data, weights, loss, optimizer, batches, fix, out, *chosen))
+    FORMATS[format](result, target, _console())
+    if result.diagnosis:
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -68,6 +68,18 @@ def load_batches(target: str) -> Iterable[object]:
     return found
 
 
+def load_function(target: str) -> Callable[..., Any]:
+    """The function behind a name.
+
+    Raises:
+        InputError: a name that is not there or can not be called; code that raises.
+    """
+    found = _named(target)
+    if not callable(found):
+        raise InputError(f"{target} must be a function, got {_kind(found)}")
+    return found
+
+
 @contextmanager
 def blaming(what: str) -> Generator[None, None, None]:
     """Turn what the user's code raises inside into an `InputError` that begins with `what`.

@@ -1,0 +1,83 @@
+"""Writes the pages of the doctor from the docstrings of its checks: `python docs/doctor/write.py`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from normkit.doctor.checks import batches, deployment, dynamics, optimisation, statistics, structure, tracking
+
+FOLDER = Path(__file__).parent
+GROUPS = (structure, statistics, tracking, batches, optimisation, dynamics, deployment)
+INTRODUCTION = """# The doctor
+
+People lose days to normalization that fails silently: good in `train()`, useless in `eval()`; frozen layers that
+thaw; padding that poisons statistics; Keras' momentum in torch. `normkit doctor` finds these in your model, shows
+the numbers, names the remedy, and repairs with `--fix` what is safe to repair.
+
+```sh
+normkit doctor net.py:build                                    # the model alone
+normkit doctor net.py:build --weights last.pt --data net.py:loader   # and what its data do in it
+normkit doctor net.py:build --weights last.pt --data net.py:loader --fix   # writes last.fixed.pt
+normkit doctor last.pt                                         # a checkpoint alone: its running statistics
+normkit doctor --explain NK202
+```
+
+`net.py:build` is a module or a function without arguments that returns one, `net.py:loader` batches or a function
+that returns them: tensors, tuples (input, target) or dicts. `--loss` and `--optimizer` name functions likewise. The
+exit code is 0 where nothing was found, 1 with findings, 2 where it could not run. `--format` is text, `json`
+([schema](diagnosis.schema.json)), `sarif` or `html`; `--select NK2` and `--ignore NK101` choose by the beginning of
+a code.
+
+In Python:
+
+```python
+import torch, normkit as nk
+
+model = torch.nn.Sequential(
+    torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=0.99), torch.nn.Linear(8, 2)
+)
+diagnosis = nk.diagnose(model, batches=[torch.randn(64, 4) for _ in range(8)])
+for finding in diagnosis.findings:
+    print(finding.code, finding.module, finding.message, finding.remedy)
+```
+
+## How it looks
+One pass of hooks over the batches records, in memory that does not grow with their number, moments and quantiles of
+what comes into each norm and goes out of it. The norms run in training mode and in evaluation mode, everything else
+in evaluation mode both times: what differs is the norms' doing. Where it differs, each norm alone goes from running
+statistics to those of the batch, and how far the output moves is its effect. With a loss there are gradients too.
+The model is as it was afterwards, random numbers included.
+
+An **error** means that the model computes something else than it was trained for, or cannot be trained; a
+**warning**, that it will cost accuracy or stability; a **note** is worth knowing.
+
+## The codes
+"""
+
+
+def pages() -> dict[str, str]:
+    """The text of each page by its file's name."""
+    rows = ["| code | severity | fix | what is wrong |", "|---|---|---|---|"]
+    written: dict[str, str] = {}
+    for group in GROUPS:
+        name = f"{group.__name__.rpartition('.')[2]}.md"
+        heading = (inspect.getdoc(group) or "").rstrip(".")
+        parts = [f"# {heading}\n\n[All codes](README.md#the-codes)\n"]
+        for check in group.CHECKS:
+            text = inspect.getdoc(check) or ""
+            title, _, rest = text.partition("\n")
+            body = re.sub(r"^## ", "### ", rest.strip(), flags=re.MULTILINE)
+            parts.append(f"## {check.code}\n**{title}** Severity: {check.severity}.\n\n{body}\n")
+            fix = "yes" if check.fixable else ""
+            rows.append(
+                f"| [{check.code}]({name}#{check.code.lower()}) | {check.severity} | {fix} | {title} |"
+            )
+        written[name] = "\n".join(parts)
+    return {"README.md": INTRODUCTION + "\n".join(rows) + "\n", **written}
+
+
+if __name__ == "__main__":
+    for file, page in pages().items():
+        (FOLDER / file).write_text(page, encoding="utf-8")

@@ -1,0 +1,170 @@
+"""What `--fix` does: the repairs that are safe, in order, and the diagnosis again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from normkit.doctor.batches import Loss
+from normkit.doctor.diagnose import diagnose
+from normkit.doctor.diagnosis import Diagnosis
+from normkit.errors import InputError
+from normkit.surgery.freeze import freeze, unfreeze
+from normkit.surgery.recalibrate import recalibrate
+
+_BY_DATA = ("NK201", "NK202", "NK203", "NK301", "NK302", "NK303", "NK601")  # statistics that are taken anew
+_NO_DATA = "statistics are taken from data: give --data"
+Undo = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done, and against which findings."""
+
+    codes: tuple[str, ...]
+    what: str
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """The diagnosis before and after, what was done between, and which codes were left, with the reason."""
+
+    before: Diagnosis
+    after: Diagnosis
+    repairs: tuple[Repair, ...]
+    left: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def loss_before(self) -> float | None:
+        """In evaluation mode; None without data or loss."""
+        return _loss(self.before)
+
+    @property
+    def loss_after(self) -> float | None:
+        """Likewise, once repaired."""
+        return _loss(self.after)
+
+
+def _loss(diagnosis: Diagnosis) -> float | None:
+    run = diagnosis.readings.run
+    return run.gap.loss_evaluated if run and run.gap else None
+
+
+def fix(
+    model: nn.Module,
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    probed: int = 8,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> Treatment:
+    """Diagnose, repair what is safe to repair, in place, and diagnose again.
+
+    First the switches (tracking, momentum, precision), then what is to stay frozen, then statistics, by
+    `nk.recalibrate` over all batches. Where a repair raises, the model is as it was.
+
+    Args:
+        model: as of `diagnose`, as are loss, optimizer, select and ignore.
+        batches: gone through several times: a list or a DataLoader, no generator.
+        loss: shown before and after.
+        optimizer: that of the model.
+        probed: how many of the batches a diagnosis looks at.
+        select: beginnings of the codes to repair.
+        ignore: of those to leave.
+
+    Returns:
+        `Treatment`: before, after, repairs, left.
+
+    Raises:
+        InputError: as of `diagnose`, and batches that can be gone through once.
+    """
+    if batches is not None and iter(batches) is batches:
+        raise InputError(
+            "batches must be something to go through several times, got a generator: give a list"
+        )
+
+    def look() -> Diagnosis:
+        some = None if batches is None else islice(batches, probed)
+        return diagnose(model, some, loss, optimizer, select=tuple(select), ignore=tuple(ignore))
+
+    select, ignore = tuple(select), tuple(ignore)
+    before = look()
+    repairs: list[Repair] = []
+    undone: list[Undo] = []
+    try:
+        for repair, undo in _repairs(model, before, batches):
+            repairs.append(repair)
+            undone.append(undo)
+        after = look()
+    except BaseException:
+        for undo in reversed(undone):
+            undo()
+        raise
+    codes = {finding.code for finding in before.findings if finding.fixable}
+    done = {code for repair in repairs for code in repair.codes}
+    return Treatment(before, after, tuple(repairs), dict.fromkeys(sorted(codes - done), _NO_DATA))
+
+
+def _repairs(
+    model: nn.Module, before: Diagnosis, batches: Iterable[object] | None
+) -> Iterator[tuple[Repair, Undo]]:
+    """Each repair as it is done, and how to undo it."""
+    for code, change in _CHANGES.items():
+        layers = [finding.module for finding in before.findings if finding.code == code]
+        for name in layers:
+            layer = model.get_submodule(name)
+            what, undo = change(layer)
+            yield Repair((code,), f"{name or 'the model'}: {what}"), undo
+    codes = tuple(sorted({finding.code for finding in before.findings} & set(_BY_DATA)))
+    if codes and batches is not None:
+        result = recalibrate(model, batches)
+        what = f"statistics of {len(result.rows)} layers taken anew from {result.batches} batches"
+        yield Repair(codes, what), result.undo
+
+
+def _set(layer: Any, **values: object) -> Undo:
+    known = {name: getattr(layer, name) for name in values}
+    for name, value in values.items():
+        setattr(layer, name, value)
+    return lambda: [setattr(layer, name, value) for name, value in known.items()]
+
+
+def _track(layer: Any) -> tuple[str, Undo]:
+    return "track_running_stats=True", _set(layer, track_running_stats=True)
+
+
+def _turn_momentum(layer: Any) -> tuple[str, Undo]:
+    momentum = round(1 - layer.momentum, 12) or 0.1
+    return f"momentum={momentum:g} in place of {layer.momentum:g}", _set(layer, momentum=momentum)
+
+
+def _give_momentum(layer: Any) -> tuple[str, Undo]:
+    return "momentum=0.1", _set(layer, momentum=0.1)
+
+
+def _widen(layer: Any) -> tuple[str, Undo]:
+    dtype = layer.running_var.dtype
+    layer.float()
+    return f"float32 in place of {str(dtype).removeprefix('torch.')}", lambda: layer.to(dtype)
+
+
+def _freeze(layer: Any) -> tuple[str, Undo]:
+    freeze(layer, affine=False)
+    return "frozen, whatever train() says", lambda: unfreeze(layer)
+
+
+_CHANGES: dict[str, Callable[[Any], tuple[str, Undo]]] = {
+    "NK303": _track,
+    "NK301": _turn_momentum,
+    "NK302": _give_momentum,
+    "NK204": _widen,
+    "NK304": _freeze,
+    "NK305": _freeze,
+}

@@ -1,0 +1,57 @@
+"""A diagnosis as JSON; docs/doctor/diagnosis.schema.json says what is in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from normkit.doctor.diagnosis import Diagnosis, Finding
+from normkit.doctor.repair import Treatment
+
+SCHEMA_VERSION = 1  # goes up when a field changes its meaning or leaves; new ones may come at any time
+
+
+def document(diagnosis: Diagnosis, target: str, version: str, treatment: Treatment | None = None) -> str:
+    """The findings, what was seen of each norm, and what was repaired."""
+    norms = diagnosis.readings.norms
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "normkit": version,
+        "target": target,
+        "findings": [entry(finding) for finding in diagnosis.findings],
+        "norms": [{"module": norm.module, "type": norm.type, "kind": norm.kind} for norm in norms],
+        "fix": None,
+    }
+    if treatment is not None:
+        content["fix"] = {
+            "repairs": [{"codes": list(repair.codes), "what": repair.what} for repair in treatment.repairs],
+            "left": dict(treatment.left),
+            "loss_before": number(treatment.loss_before),
+            "loss_after": number(treatment.loss_after),
+        }
+    return json.dumps(content, indent=2, allow_nan=False)
+
+
+def entry(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON has it."""
+    return {
+        "code": finding.code,
+        "severity": finding.severity,
+        "module": finding.module,
+        "message": finding.message,
+        "evidence": evidence(finding.evidence),
+        "remedy": finding.remedy,
+        "fixable": finding.fixable,
+    }
+
+
+def evidence(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers by name."""
+    return {name: number(value) for name, value in values.items()}
+
+
+def number(value: float | None) -> float | None:
+    """What is not finite is null: JSON has no other word for it."""
+    return value if value is not None and math.isfinite(value) else None
