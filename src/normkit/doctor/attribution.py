@@ -11,7 +11,7 @@ from normkit.doctor.taps import Tap
 from normkit.errors import InputError
 
 _MOST = 12  # norms that are switched, those whose statistics are furthest from the data's
-_WORTH_IT = 0.02  # a gap of the output, in its deviations, below which none is
+_WORTH_IT = 0.1  # a gap of the output, in its deviations, below which none is
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def effects(taps: Mapping[str, Tap], gap: float, output: Callable[[str | None], 
 
     Args:
         taps: on the norms that train.
-        gap: of the whole model; below a fiftieth of a deviation nothing is switched.
+        gap: of the whole model; below a tenth of a deviation nothing is switched.
         output: of a batch, in evaluation mode but for this norm; None: in evaluation mode.
     """
     distances = {name: distance for name, tap in taps.items() if (distance := tap.distance()) > 0}
