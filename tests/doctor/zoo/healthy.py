@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-import networks
+import architectures
 import torch
 from patients import Case, Patient, batches_of, loss_of, train, trained
 from torch import nn
@@ -15,7 +15,7 @@ import normkit as nk
 def _fresh(network: str) -> Patient:
     """As it is before training, with its data."""
     torch.manual_seed(0)
-    return Patient(getattr(networks, network)(), batches_of(network), loss_of(network))
+    return Patient(getattr(architectures, network)(), batches_of(network), loss_of(network))
 
 
 def _evaluating(network: str) -> Patient:
@@ -27,7 +27,7 @@ def _evaluating(network: str) -> Patient:
 def _with_optimizer(network: str) -> Patient:
     """In the middle of training, the optimizer's state included; norms without decay."""
     torch.manual_seed(0)
-    model, loss = getattr(networks, network)(), loss_of(network)
+    model, loss = getattr(architectures, network)(), loss_of(network)
     norms = [p for p in model.parameters() if p.dim() == 1]
     others = [p for p in model.parameters() if p.dim() > 1]
     groups = [{"params": others, "weight_decay": 0.01}, {"params": norms, "weight_decay": 0.0}]
@@ -45,7 +45,7 @@ def _frozen(network: str) -> Patient:
 
 def _untrained_alone() -> Patient:
     torch.manual_seed(0)
-    return Patient(networks.resnet())
+    return Patient(architectures.resnet())
 
 
 def _siamese() -> Patient:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import networks
+import architectures
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,12 +34,12 @@ class Case:
 
 
 def _labels(n: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(networks.CLASSES, (n,), generator=generator)
+    return torch.randint(architectures.CLASSES, (n,), generator=generator)
 
 
 def images(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(N, 3, 12, 12): a pattern for each class under noise."""
-    patterns = torch.randn(networks.CLASSES, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+    patterns = torch.randn(architectures.CLASSES, 3, 12, 12, generator=torch.Generator().manual_seed(5))
     y = _labels(n, generator)
     return patterns[y] + torch.randn(n, 3, 12, 12, generator=generator), y
 
@@ -85,7 +85,7 @@ def batches_of(network: str, count: int = 6, size: int = BATCH, seed: int = 1) -
 @cache
 def _trained(network: str, norm: Any) -> nn.Module:
     torch.manual_seed(0)
-    build = getattr(networks, network)
+    build = getattr(architectures, network)
     model = build(norm) if norm else build()
     batches = batches_of(network, STEPS, seed=0)
     for part, lr in ((batches[: STEPS // 2], 3e-3), (batches[STEPS // 2 :], 3e-4)):

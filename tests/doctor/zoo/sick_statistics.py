@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import networks
+import architectures
 import torch
 from patients import Case, Patient, batches_of, loss_of, train, trained
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def set_to(layer: str, **attributes: object) -> Callable[[nn.Module], object]:
 def without_buffers() -> Patient:
     """A checkpoint of parameters alone, loaded into a model that evaluates."""
     patient = trained("densenet")
-    fresh = networks.densenet()
+    fresh = architectures.densenet()
     fresh.load_state_dict(dict(patient.model.named_parameters()), strict=False)
     patient.model = fresh.eval()
     return patient
@@ -80,7 +80,7 @@ def averaged() -> Patient:
     """A soup of two runs, without recalibration: the variances of averaged weights are smaller than either's."""
     patient = trained("mobilenet")
     torch.manual_seed(1)
-    other = train(networks.mobilenet(), batches_of("mobilenet", 60, seed=0), loss_of("mobilenet"))
+    other = train(architectures.mobilenet(), batches_of("mobilenet", 60, seed=0), loss_of("mobilenet"))
     average = torch.optim.swa_utils.AveragedModel(other)
     average.update_parameters(other)
     average.update_parameters(patient.model)
@@ -98,7 +98,7 @@ def another_domain() -> Patient:
 def trained_by(momentum: float) -> Callable[[], Patient]:
     def make() -> Patient:
         torch.manual_seed(0)
-        model = networks.mlp(lambda c: nn.BatchNorm1d(c, momentum=momentum))
+        model = architectures.mlp(lambda c: nn.BatchNorm1d(c, momentum=momentum))
         train(model, batches_of("mlp", 20, seed=0), loss_of("mlp"))
         return Patient(model, batches_of("mlp"), loss_of("mlp"))
 
@@ -128,7 +128,7 @@ def frozen_backbone(layers: str) -> Callable[[nn.Module], object]:
 def target_network() -> Patient:
     """A moving average of parameters, whose buffers nobody moved."""
     torch.manual_seed(0)
-    online = networks.mlp()
+    online = architectures.mlp()
     target = copy.deepcopy(online).requires_grad_(False)
     data = [(2 * x + 3, y) for x, y in batches_of("mlp", 30, seed=0)]
     for batch in data:

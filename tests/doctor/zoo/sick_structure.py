@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import networks
+import architectures
 import torch
 import torch.nn.functional as F
-from networks import CLASSES, Block, conv, head, named
+from architectures import CLASSES, Block, conv, head, named
 from patients import Case, Patient, batches_of
 from torch import Tensor, nn
 
@@ -23,13 +23,13 @@ def _built(build: Callable[[], nn.Module], data: str | None = None) -> Callable[
 
 
 def biased_stem() -> nn.Module:
-    model = networks.resnet()
+    model = architectures.resnet()
     model.stem[0] = nn.Conv2d(3, 8, 3, padding=1)
     return model
 
 
 def biased_transposed() -> nn.Module:
-    model = networks.generator()
+    model = architectures.generator()
     model[4] = nn.ConvTranspose2d(16, 8, 4, 2, 1)
     return model
 
@@ -47,18 +47,18 @@ class BiasedOverTime(nn.Module):
 
 
 def generator_normalized_at_the_end() -> nn.Module:
-    model = networks.generator()
+    model = architectures.generator()
     return nn.Sequential(
         *model[:7], nn.ConvTranspose2d(8, 3, 4, 2, 1, bias=False), nn.BatchNorm2d(3), nn.Tanh()
     )
 
 
 def normalized_logits() -> nn.Module:
-    return nn.Sequential(*networks.mlp(), nn.LayerNorm(CLASSES))
+    return nn.Sequential(*architectures.mlp(), nn.LayerNorm(CLASSES))
 
 
 def dropout_in_mlp() -> nn.Module:
-    model = networks.mlp()
+    model = architectures.mlp()
     return nn.Sequential(*model[:3], nn.Dropout(0.5), *model[3:])
 
 
@@ -111,7 +111,7 @@ class SharedInBlocks(nn.Module):
 
 
 def group_norm_in_mlp() -> nn.Module:
-    return networks.mlp(lambda c: nn.GroupNorm(c, c))
+    return architectures.mlp(lambda c: nn.GroupNorm(c, c))
 
 
 def group_norm_behind_pooling() -> nn.Module:

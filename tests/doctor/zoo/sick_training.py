@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import networks
+import architectures
 import torch
 import torch.nn.functional as F
 from patients import Case, Patient, batches_of, train, trained
@@ -31,7 +31,7 @@ def left_out() -> Patient:
 def accumulated() -> Patient:
     """Four micro-batches for each step."""
     torch.manual_seed(0)
-    model = networks.mlp()
+    model = architectures.mlp()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     for i, (x, y) in enumerate(batches_of("mlp", 24, size=16, seed=0)):
         F.cross_entropy(model(x), y).backward()
@@ -155,12 +155,12 @@ def unfolded() -> Patient:
 
 def eps_too_small() -> Patient:
     torch.manual_seed(0)
-    return Patient(networks.ViT(lambda c: nn.LayerNorm(c, eps=1e-12)).half())
+    return Patient(architectures.ViT(lambda c: nn.LayerNorm(c, eps=1e-12)).half())
 
 
 def eps_zero() -> Patient:
     torch.manual_seed(0)
-    return Patient(networks.generator(lambda c: nn.InstanceNorm2d(c, eps=0.0)))
+    return Patient(architectures.generator(lambda c: nn.InstanceNorm2d(c, eps=0.0)))
 
 
 TRAINING = [
