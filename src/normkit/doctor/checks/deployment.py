@@ -33,7 +33,7 @@ class Unfolded(Check):
     ```
 
     ## Remedy
-    `torch.nn.utils.fuse_conv_bn_eval` on each such pair.
+    `nk.fold(model)`, which follows the data and says what it left.
 
     ## Fix safety
     Not fixed: the layers and the keys of the state_dict change.
@@ -41,7 +41,7 @@ class Unfolded(Check):
 
     code = "NK701"
     severity = "note"
-    remedy = "fold it into the layer before it: torch.nn.utils.fuse_conv_bn_eval"
+    remedy = "fold it into the layer before it: nk.fold(model)"
 
     def check(self, seen: Readings) -> Iterator[Finding]:
         """The findings of this code."""
