@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from hand_made import run, runs
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 
+from browser import browse, contrast, needs_browser, of_hex, screenshot
 from normkit.errors import InputError
 from normkit.lab import figures, report, table
 from normkit.lab.compare import compare
@@ -209,25 +207,6 @@ VISIONS = {
 }
 
 
-def linear(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Linear RGB of sRGB from 0 to 1."""
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-
-def of_hex(color: str) -> NDArray[np.float64]:
-    return linear(np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255)
-
-
-def luminance(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    return rgb @ np.array([0.2126, 0.7152, 0.0722])
-
-
-def contrast(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """WCAG 2's contrast ratio of linear RGB colors."""
-    low, high = np.minimum(luminance(a), luminance(b)), np.maximum(luminance(a), luminance(b))
-    return (high + 0.05) / (low + 0.05)
-
-
 def cielab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     x, y, z = np.cbrt(to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1.0, 1.089])  # none is dark enough for the toe
@@ -261,12 +240,6 @@ def test_palette_is_told_apart(scheme: dict[str, str], vision: str) -> None:
 
 # In a browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
@@ -278,13 +251,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     return comparison, out / "report.html"
 
 
-def browse(page: Path, profile: Path, *flags: str) -> str:
-    assert BROWSER is not None
-    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs_browser
 def test_browser_finds_tables_and_figures(page: tuple[Comparison, Path], tmp_path: Path) -> None:
     comparison, path = page
     dom = browse(path, tmp_path, "--dump-dom")
@@ -294,23 +261,13 @@ def test_browser_finds_tables_and_figures(page: tuple[Comparison, Path], tmp_pat
     assert dom.count("</figure>") == 3
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs_browser
 @pytest.mark.parametrize(("preferred", "scheme"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])
 def test_page_is_legible_as_rendered(
     page: tuple[Comparison, Path], tmp_path: Path, preferred: int, scheme: dict[str, str]
 ) -> None:
     """Down the whole page, each strip that shows anything has text that stands out from its ground."""
-    shot = tmp_path / "page.png"
-    browse(
-        page[1],
-        tmp_path / "profile",
-        f"--blink-settings=preferredColorScheme={preferred}",
-        f"--screenshot={shot}",
-        "--window-size=900,3000",
-    )
-    with Image.open(shot) as image:
-        pixels = linear(np.asarray(image.convert("RGB")) / 255)
-    assert pixels.shape[:2] == (3000, 900)
+    pixels = screenshot(page[1], tmp_path, preferred, height=3000)
     ground = pixels[0, 0]
     assert ground == pytest.approx(of_hex(scheme["ground"]), abs=1e-6)
     against = contrast(pixels, ground)

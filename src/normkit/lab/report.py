@@ -5,15 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from normkit import page
 from normkit.errors import InputError
 from normkit.lab import figures, table
 from normkit.lab.comparison import TARGET_SHARE, Comparison
 from normkit.lab.sentence import sentence
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 
 
 def write(comparison: Comparison, path: Path, *, command: str) -> None:
@@ -22,10 +22,10 @@ def write(comparison: Comparison, path: Path, *, command: str) -> None:
     Raises:
         InputError: a path that cannot be written.
     """
-    page = render(comparison, command=command)
+    text = render(comparison, command=command)
     aside = path.with_name(path.name + ".tmp")
     try:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
         aside.replace(path)
     except OSError as failure:
         aside.unlink(missing_ok=True)
@@ -34,14 +34,8 @@ def write(comparison: Comparison, path: Path, *, command: str) -> None:
 
 def render(comparison: Comparison, *, command: str) -> str:
     """The page as text; the same comparison gives the same text. Every value is escaped but our own SVG."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return page.render(
+        _TEMPLATE,
         data=comparison.settings.data,
         model=comparison.settings.model,
         sentence=sentence(comparison),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from normkit.doctor.checks import by_code
 from normkit.doctor.diagnosis import SEVERITIES, Diagnosis
 from normkit.doctor.readings import Norm
 from normkit.doctor.repair import Treatment
 from normkit.doctor.report.terminal import summary
+from normkit.page import render
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATE = Path(__file__).parent / "templates" / "doctor.html.j2"
 _REACH = 4.0  # deviations on either side of a strip
 _WIDTH = 320.0
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -34,14 +33,8 @@ class Strip:
 
 def page(diagnosis: Diagnosis, target: str, version: str, treatment: Treatment | None = None) -> str:
     """The page as text; the same diagnosis gives the same text."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("doctor.html.j2").render(
+    return render(
+        _TEMPLATE,
         target=target,
         version=version,
         summary=summary(diagnosis.findings),
