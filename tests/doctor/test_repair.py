@@ -85,6 +85,18 @@ def test_frozen_layers_stay_frozen(trained: nn.Module) -> None:
     assert model[4].weight.requires_grad  # what was frozen was its statistics
 
 
+def test_statistics_are_taken_before_they_are_frozen(trained: nn.Module) -> None:
+    """Layers in evaluation mode in a model that trains, as by hand, and stale: frozen at what the data say."""
+    model = copy.deepcopy(trained)
+    for norm in (model[1], model[4]):
+        norm.running_mean += 2
+        norm.eval()
+    treatment = fix(model, batches(), F.cross_entropy)
+    assert [code for repair in treatment.repairs for code in repair.codes][-2:] == ["NK305", "NK305"]
+    assert not {finding.code for finding in treatment.after.findings} & {"NK202", "NK305"}
+    assert not model.train()[1].training
+
+
 def test_half_buffers_become_float32_with_the_same_values(trained: nn.Module) -> None:
     model = copy.deepcopy(trained).half()
     expected = model[1].running_var.float()

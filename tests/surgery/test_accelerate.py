@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from networks import NETWORKS, BasicBlock, ResNet, Untraceable, batch, lived, ne
 from torch import Tensor, nn
 
 import normkit as nk
+from normkit.errors import InputError
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 U = torch.finfo(torch.float64).eps
@@ -203,3 +205,13 @@ def test_the_model_is_a_norm() -> None:
     layer = nn.LayerNorm(4)
     assert repr(nk.accelerate(layer)) == "accelerate: 1 changed, 0 left\n  (the model)  LayerNorm"
     assert type(layer) is nk.LayerNorm
+
+
+@pytest.mark.parametrize("verb", [nk.accelerate, nk.fold, lambda model: nk.convert(model, "group")])
+def test_a_compiled_model_and_what_is_none_are_refused(verb: Callable[[nn.Module], object]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.raises(InputError, match="got a compiled one"):
+        verb(torch.compile(model))
+    assert type(model[1]) is nn.BatchNorm1d
+    with pytest.raises(InputError, match="got list"):
+        verb([model])  # pyright: ignore[reportArgumentType]

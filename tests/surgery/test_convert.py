@@ -266,3 +266,10 @@ def test_a_layer_that_no_batch_reaches() -> None:
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     outcome = nk.convert(model, "group", [x], forward=model["used"])
     assert outcome.left == {"unused": "no batch reached it"}
+
+
+def test_dynamic_tanh_follows_norms_of_rows_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4))
+    outcome = nk.convert(model, "dynamic_tanh")
+    assert isinstance(model[2], nk.DynamicTanh)
+    assert "follows layer and RMS norms alone" in outcome.left["1"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 from rich.console import Console
 
 from normkit.doctor.checks import by_code
 from normkit.doctor.consultation import Result
+from normkit.doctor.repair import IN_CODE, Treatment
 from normkit.doctor.report import terminal
 from normkit.doctor.report.document import document
 from normkit.doctor.report.sarif import sarif
@@ -32,11 +33,22 @@ def _text(result: Result, target: str, console: Console) -> None:
         console.print(f"before: {terminal.summary(result.treatment.before.findings)}")
         for line in terminal.treatment_lines(result.treatment):
             console.print(line)
-        if result.written is not None:
-            console.print(f"weights: {printable(str(result.written))}")
+        for line in _kept(result, result.treatment):
+            console.print(line)
         console.print("after:")
     for line in terminal.lines(result.diagnosis):
         console.print(line)
+
+
+def _kept(result: Result, treatment: Treatment) -> Iterator[str]:
+    """Where the repairs are, and which of them no file of weights holds."""
+    if not treatment.repairs:
+        return
+    where = "not written; -o FILE keeps them" if result.written is None else printable(str(result.written))
+    yield f"weights: {where}"
+    in_code = sorted({code for repair in treatment.repairs for code in repair.codes} & set(IN_CODE))
+    if in_code:
+        yield f"to be set in the code, as weights do not hold it: what fixed {', '.join(in_code)}"
 
 
 def _json(result: Result, target: str, console: Console) -> None:

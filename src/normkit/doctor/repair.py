@@ -20,6 +20,7 @@ from normkit.surgery.recalibrate import recalibrate
 _BY_DATA = ("NK201", "NK202", "NK203", "NK301", "NK302", "NK303", "NK601")  # statistics that are taken anew
 _NO_DATA = "statistics are taken from data: give --data"
 Undo = Callable[[], object]
+_Change = Callable[[Any], tuple[str, Undo]]
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def fix(
 ) -> Treatment:
     """Diagnose, repair what is safe to repair, in place, and diagnose again.
 
-    First the switches (tracking, momentum, precision), then what is to stay frozen, then statistics, by
-    `nk.recalibrate` over all batches. Where a repair raises, the model is as it was.
+    First the switches (tracking, momentum, precision), then statistics, by `nk.recalibrate` over all batches, then
+    what is to stay frozen, at these. Where a repair raises, the model is as it was.
 
     Args:
         model: as of `diagnose`, as are loss, optimizer, select and ignore.
@@ -116,17 +117,23 @@ def _repairs(
     model: nn.Module, before: Diagnosis, batches: Iterable[object] | None
 ) -> Iterator[tuple[Repair, Undo]]:
     """Each repair as it is done, and how to undo it."""
-    for code, change in _CHANGES.items():
-        layers = [finding.module for finding in before.findings if finding.code == code]
-        for name in layers:
-            layer = model.get_submodule(name)
-            what, undo = change(layer)
-            yield Repair((code,), f"{name or 'the model'}: {what}"), undo
+    yield from _changed(model, before, _SWITCHES)
     codes = tuple(sorted({finding.code for finding in before.findings} & set(_BY_DATA)))
     if codes and batches is not None:
         result = recalibrate(model, batches)
         what = f"statistics of {len(result.rows)} layers taken anew from {result.batches} batches"
         yield Repair(codes, what), result.undo
+    yield from _changed(model, before, _FREEZES)
+
+
+def _changed(
+    model: nn.Module, before: Diagnosis, changes: dict[str, _Change]
+) -> Iterator[tuple[Repair, Undo]]:
+    for code, change in changes.items():
+        for finding in before.findings:
+            if finding.code == code:
+                what, undo = change(model.get_submodule(finding.module))
+                yield Repair((code,), f"{finding.module or 'the model'}: {what}"), undo
 
 
 def _set(layer: Any, **values: object) -> Undo:
@@ -160,11 +167,11 @@ def _freeze(layer: Any) -> tuple[str, Undo]:
     return "frozen, whatever train() says", lambda: unfreeze(layer)
 
 
-_CHANGES: dict[str, Callable[[Any], tuple[str, Undo]]] = {
+_SWITCHES: dict[str, _Change] = {
     "NK303": _track,
     "NK301": _turn_momentum,
     "NK302": _give_momentum,
     "NK204": _widen,
-    "NK304": _freeze,
-    "NK305": _freeze,
 }
+_FREEZES: dict[str, _Change] = {"NK304": _freeze, "NK305": _freeze}
+IN_CODE = ("NK301", "NK302", "NK303", *_FREEZES)  # repairs of attributes, which no state_dict holds

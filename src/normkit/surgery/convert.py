@@ -19,7 +19,7 @@ from normkit.surgery.feed import feeder
 from normkit.surgery.freeze import Frozen
 from normkit.surgery.least_squares import Comoments
 from normkit.surgery.ours import NORMS, has_known_forward, introduce
-from normkit.surgery.outcome import Outcome
+from normkit.surgery.outcome import Outcome, check_model
 from normkit.surgery.passes import undisturbed
 from normkit.surgery.restore import whole_or_nothing
 from normkit.surgery.targets import BATCH, CHANNELS, MIXED, ROWS, Seen, build, is_of_rows
@@ -77,6 +77,7 @@ def convert(
         raise unknown("norm", to, dict.fromkeys((*CHANNELS, *ROWS)))
     if to == "ghost" and "ghost_size" not in options:
         raise InputError("ghost norm needs the size of its sub-batches: pass ghost_size=")
+    check_model(model)
     outcome = Outcome("convert", model)
     fits = [_Fit(name, layer, to, options) for name, layer in layers_of(model, NORMS)]
     for fit, residual in zip(fits, _with_residuals(model, fits), strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normkit.errors import InputError
 from normkit.surgery.passes import evaluate
 from normkit.surgery.restore import whole_or_nothing
 
@@ -51,11 +52,29 @@ def _name(name: str) -> str:
     return name or "(the model)"
 
 
+def check_model(model: nn.Module) -> None:
+    """Whether this is a model that can be changed.
+
+    Raises:
+        InputError: no module, or one that is compiled.
+    """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if "_orig_mod" in vars(model).get("_modules", {}):
+        raise InputError(
+            "model must be as it was written, got a compiled one: change it first, compile it after"
+        )
+
+
 def checked(outcome: Outcome, example: Any, work: Callable[[], None]) -> Outcome:
     """Do the work on the model; where outputs on an example differ afterwards, the model becomes what it was.
 
     Where the work raises, it does too.
+
+    Raises:
+        InputError: no module, or one that is compiled.
     """
+    check_model(outcome.model)
     with whole_or_nothing(outcome.model) as before:
         if example is None:
             work()

@@ -134,6 +134,8 @@ def build(
         common["bias"] = bias
     if is_of_rows(layer):
         return _of_rows(layer.normalized_shape, to, common, affine)
+    if to == "dynamic_tanh":
+        raise InputError("dynamic tanh scales the last axes, and follows layer and RMS norms alone")
     channels = _channels(layer)
     common.update(activation=activation)
     if to == "rms":

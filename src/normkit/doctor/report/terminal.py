@@ -30,6 +30,10 @@ def lines(diagnosis: Diagnosis) -> Iterator[Text]:
             f"  remedy: {findings[0].remedy}" + (" [--fix]" if findings[0].fixable else ""), style="dim"
         )
     yield Text(summary(diagnosis.findings))
+    if diagnosis.readings.run is None:
+        yield Text(
+            "without data: whether statistics fit, and what batches show, was not looked at", style="dim"
+        )
 
 
 def summary(findings: Sequence[Finding]) -> str:
