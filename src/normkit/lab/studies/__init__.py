@@ -1,0 +1,1 @@
+"""The studies: one claim of the literature a file, and what measures it."""
