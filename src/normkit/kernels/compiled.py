@@ -19,6 +19,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from normkit.kernels import composed, cpu
+from normkit.kernels.composed import Running
 
 Kind = Literal["channels", "ghosts", "given", "groups", "filters", "layer", "rms"]
 
@@ -114,6 +115,38 @@ def groups(
     return _normalize(kind, native(x), weight, bias, None, None, None, None, num_groups, eps, activation)
 
 
+def plain_channels(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    running: Running | None,
+) -> Tensor:
+    """The same as `channels` where `cpu.plain_channels` holds; running statistics, where given, move."""
+    y, stats = _run(x, weight, bias, residual, ("channels", None, None, None, 0, eps, activation))
+    if running is not None:
+        mean, var, momentum, batches = running
+        cpu.update_running(mean, var, stats, x.numel() // x.shape[1], momentum, batches)
+        increment_version((mean, var) if batches is None else (mean, var, batches))
+    return y
+
+
+def plain_given(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """The same as `channels_given` where `cpu.plain_channels` holds."""
+    return _run(x, weight, bias, residual, ("given", None, mean, var, 0, eps, activation))[0]
+
+
 def update_running(
     running_mean: Tensor,
     running_var: Tensor,
@@ -167,13 +200,21 @@ def _normalize(
         return torch.ops.normkit.normalize(
             kind, x, weight, bias, residual, mask, mean, var, size, eps, activation
         )
+    return _run(x, weight, bias, residual, (kind, mask, mean, var, size, eps, activation))
+
+
+def _run(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, rest: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """The kernels themselves, with a graph where one is asked for; `rest` as `_Normalize.forward` takes it."""
     if is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        return _apply(x, weight, bias, residual, (kind, mask, mean, var, size, eps, activation))
+        return _apply(x, weight, bias, residual, rest)
+    kind, mask, mean, var, size, eps, activation = rest
     return _forward(kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Running mean and variance (C); their momentum, None for the average over all batches; how many those were.
+Running = tuple[Tensor, Tensor, float | None, Tensor | None]
 # From mean, biased variance and count of the channels, and parameters, to the mean, variance, weight and bias that
 # normalize.
 Combine = Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]

@@ -84,6 +84,13 @@ def batch_norm(
     tensor([[-1., -1.],
             [ 1.,  1.]])
     """
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = running_mean, running_var, momentum, num_batches_tracked
+    if mask is None and process_group is None:
+        y = kernels.plain_channels(input, weight, bias, eps, activation, residual, running, training)
+        if y is not None:
+            return y
     shared = training and processes.several(process_group)
     affine = Affine(weight, bias, eps, activation, residual, mask)
     check(input, running_mean, running_var, affine, training, shared)
@@ -94,9 +101,8 @@ def batch_norm(
         assert running_var is not None
         return by_given(input, running_mean, running_var, affine)
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
-    running = None
-    if running_mean is not None and running_var is not None and not recomputing():
-        running = running_mean, running_var, momentum, num_batches_tracked
+    if recomputing():
+        running = None
     if not shared and not affine.each:
         return kernels.channels(input, *affine, running)[0]
     y, stats, count = by_batch(input, affine, process_group, layer)

@@ -41,6 +41,11 @@ def native(x: Tensor) -> bool:
     return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
 
 
+# Whether batch norm of x, residual, weight, bias, running mean and variance is an ordinary call: all checks hold, and
+# the kernels take the tensors as they lie in memory.
+plain_channels = _native.plain_channels
+
+
 def describe() -> dict[str, str]:
     """The compiler of the extension and the instruction set that it runs with."""
     return _native.describe()

@@ -167,6 +167,16 @@ def update_running(
     batches: Tensor | None,
     skipped: Tensor | None,
 ) -> None: ...
+def plain_channels(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+) -> bool:
+    """Whether batch norm of these can go to the kernels as it is, without a check or a copy."""
+
 def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object:
     """A DLPack capsule over uninitialized memory of the pool."""
 

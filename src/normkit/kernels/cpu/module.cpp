@@ -16,6 +16,7 @@
 
 #include "dlpack.hpp"
 #include "isa.hpp"
+#include "plain.hpp"
 #include "pool.hpp"
 #include "tensor.hpp"
 
@@ -260,6 +261,8 @@ NB_MODULE(_native, m) {
           "def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object"),
           "A DLPack capsule over uninitialized memory of the pool.");
     m.def("release_blocks", release_blocks, "Return the idle memory of the pool to the system; its bytes.");
+    m.def("plain_channels", plain_channels, "x"_a, "residual"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a,
+          "Whether batch norm of these can go to the kernels as it is, without a check or a copy.");
     m.def("channels_forward", channels_forward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "y"_a,
           "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a);
     m.def("channels_backward", channels_backward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "dy"_a,

@@ -5,7 +5,9 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <optional>
+#include <string>
 
 #include "call.hpp"
 
@@ -49,27 +51,56 @@ struct Tensor {
         static const Name name("shape");
         return name.of(object);
     }
+    nanobind::object stride() const {
+        static const Name name("stride");
+        return name.called(object);
+    }
     DType dtype() const {
-        static const Name name("dtype");
-        return code(name.of(object));
+        const int found = code(object);
+        if (found < 0) throw nanobind::type_error("a dtype that the kernels do not know");
+        return DType(found);
+    }
+
+    // A torch.Tensor or Parameter and nothing derived from them, in the memory of this process, of a dtype that the
+    // kernels know.
+    bool is_plain() const {
+        static const nanobind::handle tensor = torch("Tensor"), parameter = torch("nn.Parameter");
+        static const Name name("is_cpu");
+        const auto type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+        return (type == tensor.ptr() || type == parameter.ptr()) && name.of(object).ptr() == Py_True &&
+               code(object) >= 0;
+    }
+    // Values are what memory holds.
+    bool is_dense() const {
+        static const nanobind::handle strided = torch("strided");
+        static const Name layout("layout"), is_neg("is_neg");
+        return layout.of(object).is(strided) && is_neg.called(object).ptr() == Py_False;
     }
 
    private:
-    static DType code(nanobind::handle dtype);
+    // What a dotted name of torch stands for; it lives as long as torch does.
+    static nanobind::handle torch(const char* path) {
+        nanobind::object found = nanobind::module_::import_("torch");
+        for (std::string rest = path; !rest.empty();) {
+            const size_t dot = std::min(rest.find('.'), rest.size());
+            found = found.attr(rest.substr(0, dot).c_str());
+            rest.erase(0, dot + 1);
+        }
+        return found.release();
+    }
+    static int code(nanobind::handle tensor) {  // -1: none of the kernels'
+        static const Name name("dtype");
+        static const nanobind::handle known[] = {torch("float32"), torch("float64"), torch("bfloat16"),
+                                                 torch("float16")};
+        const nanobind::object dtype = name.of(tensor);
+        for (int i = 0; i < 4; ++i) {
+            if (dtype.is(known[i])) return i;
+        }
+        return -1;
+    }
 };
 
 using Maybe = std::optional<Tensor>;
-
-inline DType Tensor::code(nanobind::handle dtype) {
-    const auto torch = [](const char* name) {
-        return nanobind::object(nanobind::module_::import_("torch").attr(name)).release();  // lives as long as torch does
-    };
-    static const nanobind::handle known[] = {torch("float32"), torch("float64"), torch("bfloat16"), torch("float16")};
-    for (int i = 0; i < 4; ++i) {
-        if (dtype.is(known[i])) return DType(i);
-    }
-    throw nanobind::type_error("a dtype that the kernels do not know");
-}
 
 }  // namespace normkit
 
