@@ -28,11 +28,13 @@ from normkit.kernels.recomputation import recomputing
 try:
     from normkit.kernels import combined as _engine
     from normkit.kernels import compiled
+    from normkit.kernels import mixed as _mixed
     from normkit.kernels import renorm as _renorm
 except ImportError as failure:  # installed without a compiler
     if "NORMKIT_ISA" in str(failure):
         raise
-    compiled, _engine, _renorm, _missing = (
+    compiled, _engine, _mixed, _renorm, _missing = (
+        None,
         None,
         None,
         None,
@@ -326,6 +328,42 @@ def renorm(
         )
     return _renorm.renorm(
         x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
+    )
+
+
+def mixed(
+    x: Tensor,
+    mixture: str,
+    combine: Combine,
+    known: tuple[Tensor | None, Tensor | None],
+    shares: tuple[Tensor, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, int] | None:
+    """Norm of x (N, C, *) by statistics of samples' channels, of samples and of the batch, mixed: y; the batch's; count.
+
+    The mixture is "switched" by logits of its parts, or "interpolated" by gates of channels; known statistics (C) are
+    the batch's, where there are any. None where torch operations must see what happens, as `combined` lets them, with
+
+        combine(mean, var, count, *known, *shares, weight, bias) -> mean, var, weight, bias
+    """
+    if _mixed is None or not is_plain(x) or _choose(x, weight, bias, residual) is composed:
+        return None
+    known_mean, known_var = known
+    if known_mean is None or known_var is None:
+        statistics = None, None
+    elif known_mean.requires_grad or known_var.requires_grad or known_mean.dtype != known_var.dtype:
+        return None
+    else:
+        statistics = known_mean.contiguous(), known_var.contiguous()
+    if any(share.dtype != shares[0].dtype for share in shares):
+        return None
+    return _mixed.mixed(
+        x, mixture, combine, statistics, shares, weight, bias, eps, activation, residual, mask
     )
 
 

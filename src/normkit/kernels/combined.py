@@ -18,6 +18,7 @@ from torch._C import _has_storage  # pyright: ignore
 
 from normkit.kernels import compiled, composed, cpu
 from normkit.kernels.composed import Combine
+from normkit.kernels.functions import applied
 
 
 def combined(
@@ -36,7 +37,7 @@ def combined(
     mask = None if mask is None else mask.contiguous()
     count = _count(x, mask, per_sample)
     plain = combine, count, eps, per_sample, activation
-    y, stats = _Combined.apply(plain, x, residual, mask, *parameters)  # pyright: ignore
+    y, stats = _apply(plain, x, residual, mask, *parameters)
     return y, stats, count
 
 
@@ -85,7 +86,7 @@ class _Combined(torch.autograd.Function):
         if dy is None:
             return (None,) * (4 + len(parameters))
         if torch.is_grad_enabled() or not _has_storage(dy):
-            return _again(ctx.plain, dy, x, residual, mask, *parameters)
+            return again(ctx.plain, dy, x, residual, mask, *parameters)
         _, count, eps, _, activation = ctx.plain
         mean, var, leaves, used, (m, v, w, b) = ctx.small
         arguments = w, b, eps, cpu.ACTIVATIONS[activation], residual, mask, tail
@@ -105,6 +106,9 @@ class _Combined(torch.autograd.Function):
         return None, dx, dresidual, None, *d_parameters
 
 
+_apply = applied(_Combined)
+
+
 def _through(
     used: Sequence[Tensor | None], upstream: Sequence[Tensor], leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
@@ -119,7 +123,7 @@ def _through(
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
-def _again(
+def again(
     plain: Any, dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor | None, *parameters: Tensor
 ) -> tuple[Tensor | None, ...]:
     """By torch operations, for a backward pass that is differentiated or has a batch of gradients at once."""

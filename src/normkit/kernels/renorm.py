@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._C import _has_storage  # pyright: ignore
 
 from normkit.kernels import compiled, composed, cpu
+from normkit.kernels.functions import applied
 
 
 def renorm(
@@ -35,7 +36,7 @@ def renorm(
     residual = None if residual is None else compiled.like(residual, x)
     weight, bias, mask = (None if t is None else t.contiguous() for t in (weight, bias, mask))
     plain = known_mean.contiguous(), known_var.contiguous(), r_max, d_max, eps, activation
-    y, stats = _Renorm.apply(plain, x, weight, bias, residual, mask)  # pyright: ignore
+    y, stats = _apply(plain, x, weight, bias, residual, mask)
     return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
 
 
@@ -79,6 +80,9 @@ class _Renorm(torch.autograd.Function):
         assert dbeta is not None
         dweight = None if weight is None else (r * dgamma + d * dbeta).to(weight.dtype)
         return None, dx, dweight, None if bias is None else dbeta.to(bias.dtype), dresidual, None
+
+
+_apply = applied(_Renorm)
 
 
 def _again(

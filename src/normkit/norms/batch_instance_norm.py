@@ -100,8 +100,8 @@ def _interpolate(
         )
     inputs.check_several_values(inputs.count(input.shape[2:]), input, what="spatial element")
     affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
-    rule, learned = partial(_rule, affine.eps), {"rho": _clip(rho)}
-    return mixed_norm.mix(input, rule, learned, running, training, affine, group, layer)
+    mixture = mixed_norm.Mixture("interpolated", partial(_rule, affine.eps))
+    return mixed_norm.mix(input, mixture, {"rho": rho}, running, training, affine, group, layer)
 
 
 def _rule(
@@ -119,7 +119,7 @@ def _rule(
     Its slope is s = ρ s_B + (1 - ρ) s_I, s = 1 / √(σ² + ε), and it is zero at the mean of the means with the
     weights of the slopes.
     """
-    rho = rho.to(mean.dtype)
+    rho = _clip(rho).to(mean.dtype)
     batch_slope = rho * torch.rsqrt(batch_var + eps)
     slope = batch_slope + (1 - rho) * torch.rsqrt(var + eps)
     return mean + batch_slope / slope * (batch_mean - mean), slope.pow(-2) - eps, weight, bias

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from normkit import processes
+from normkit import kernels, processes
 from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs, mixing
 from normkit.norms.batch_moments import BatchMoments, outside_of_graphs
@@ -21,9 +23,21 @@ from normkit.statistics import update_running_
 _Running = tuple[Tensor | None, Tensor | None]
 
 
+class Mixture(NamedTuple):
+    """How statistics are mixed: a rule of torch operations, and the name under which kernels have it.
+
+        rule(mean, var, batch_mean, batch_var, *learned, weight, bias) -> mean, var, weight, bias
+
+    mean and var are (N, C), of the batch (1, C) or (C).
+    """
+
+    name: str
+    rule: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
+
+
 def mix(
     input: Tensor,
-    rule: mixing.Rule,
+    mixture: Mixture,
     learned: dict[str, Tensor],
     running: _Running,
     training: bool,
@@ -31,18 +45,22 @@ def mix(
     group: processes.Group,
     layer: processes.Layer,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
-    """Normalize by what a rule makes of the moments of samples and of the batch: output, the batch's, their count.
+    """Normalize by what is mixed of the moments of samples and of the batch: output, the batch's, their count.
 
-        rule(mean, var, batch_mean, batch_var, *, weight, bias, **learned) -> mean, var, weight, bias
-
-    mean and var are (N, C), of the batch (1, C) or (C). Out of training the running statistics stand in for it.
+    Out of training the running statistics stand in for the batch's.
     """
-    return outside_of_graphs(_mix, group)(input, rule, learned, running, training, affine, group, layer)
+    if not processes.several(group) and not affine.each:
+        combine = partial(_combine, mixture.rule, BatchMoments(input, None, layer))
+        known = (None, None) if training else running
+        found = kernels.mixed(input, mixture.name, combine, known, tuple(learned.values()), *affine)
+        if found is not None:
+            return found
+    return outside_of_graphs(_mix, group)(input, mixture, learned, running, training, affine, group, layer)
 
 
 def _mix(
     input: Tensor,
-    rule: mixing.Rule,
+    mixture: Mixture,
     learned: dict[str, Tensor],
     running: _Running,
     training: bool,
@@ -52,25 +70,32 @@ def _mix(
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     batch = BatchMoments(input, group, layer)
 
-    def combine(
-        mean: Tensor,
-        var: Tensor,
-        count: int | Tensor,
-        known_mean: Tensor | None,
-        known_var: Tensor | None,
-        **tensors: Tensor | None,
-    ) -> Any:
-        if known_mean is None or known_var is None:
-            of_batch = batch.of(mean, var, count)
-        else:
-            of_batch = known_mean.to(mean.dtype), known_var.to(var.dtype)
-        used_mean, used_var, weight, bias = rule(mean, var, *of_batch, **tensors)
-        return used_mean.expand_as(mean), used_var.expand_as(var), weight, bias
+    def combine(mean: Tensor, var: Tensor, count: int | Tensor, **tensors: Tensor | None) -> Any:
+        return _combine(mixture.rule, batch, mean, var, count, *tensors.values())
 
     known_mean, known_var = (None, None) if training else running
     tensors = {"known_mean": known_mean, "known_var": known_var, **learned}
     y, stats, count = mixing.mix(input, combine, tensors, affine)
     return y, *batch.measured(stats, count)
+
+
+def _combine(
+    rule: Callable[..., Any],
+    batch: BatchMoments,
+    mean: Tensor,
+    var: Tensor,
+    count: int | Tensor,
+    known_mean: Tensor | None,
+    known_var: Tensor | None,
+    *tensors: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """From the moments of samples to what normalizes them, by a rule that takes those of the batch too."""
+    if known_mean is None or known_var is None:
+        of_batch = batch.of(mean, var, count)
+    else:
+        of_batch = known_mean.to(mean.dtype), known_var.to(var.dtype)
+    used_mean, used_var, weight, bias = rule(mean, var, *of_batch, *tensors)
+    return used_mean.expand_as(mean), used_var.expand_as(var), weight, bias
 
 
 def move(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -102,12 +104,13 @@ def _switch(
                 f"{name} has shape [3], for instance, layer and batch, got {list(logits.shape)}"
             )
     affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
-    first = 1 if inputs.count(input.shape[2:]) == 1 else 0
-    learned = {"mean_weight": mean_weight[first:], "var_weight": var_weight[first:]}
-    return mixed_norm.mix(input, _rule, learned, running, training, affine, group, layer)
+    mixture = _OF_ALL if inputs.count(input.shape[2:]) > 1 else _OF_TWO
+    learned = {"mean_weight": mean_weight, "var_weight": var_weight}
+    return mixed_norm.mix(input, mixture, learned, running, training, affine, group, layer)
 
 
 def _rule(
+    first: int,
     mean: Tensor,
     var: Tensor,
     batch_mean: Tensor,
@@ -117,16 +120,21 @@ def _rule(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Mixed mean and variance (N, C). The channels of a sample are equally large sets."""
-    parts = [(mean, var), pooled(mean, var, 1, 1), (batch_mean, batch_var)]
-    parts = parts[-mean_weight.shape[0] :]
-    a, b = (logits.to(mean.dtype).softmax(0) for logits in (mean_weight, var_weight))
+    """Mixed mean and variance (N, C), of the statistics from the first one on that is there.
+
+    The channels of a sample are equally large sets.
+    """
+    parts = [(mean, var), pooled(mean, var, 1, 1), (batch_mean, batch_var)][first:]
+    a, b = (logits[first:].to(mean.dtype).softmax(0) for logits in (mean_weight, var_weight))
     # From one of them towards the others: where all agree, no rounding moves the mean.
     mixed_mean, mixed_var = parts[0][0], b[0] * parts[0][1]
     for k in range(1, len(parts)):
         mixed_mean = mixed_mean + a[k] * (parts[k][0] - parts[0][0])
         mixed_var = mixed_var + b[k] * parts[k][1]
     return mixed_mean, mixed_var, weight, bias
+
+
+_OF_ALL, _OF_TWO = (mixed_norm.Mixture("switched", partial(_rule, first)) for first in (0, 1))
 
 
 class _SwitchNorm(mixed_norm.MixedNorm):

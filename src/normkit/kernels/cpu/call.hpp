@@ -84,6 +84,19 @@ struct RowsCall {
     Parameter dweight, dbias;  // (M)
 };
 
+// Switch norm, batch-instance norm.
+enum class Mixture : int { switched, interpolated };
+
+// One call of a norm by statistics that are mixed of those of each sample's channels, of whole samples and of the batch.
+struct MixtureCall {
+    Call call;  // of the group family, with statistics for each channel of each sample, in stats
+    Mixture kind;
+    Parameter share[2], dshare[2];  // switch norm: logits of means and of variances, (3); batch-instance norm: gates, (C)
+    bool known;                     // the batch's moments are given, forward as those that the call knows
+    double* batch;                  // (2, C): the batch's moments
+    double* mixed;                  // (3, N, C): what normalizes: mean, variance, tail
+};
+
 // Running statistics of C channels, moved towards those of batches that follow one another.
 struct RunningCall {
     int64_t C, sets;        // sets: how many batches
@@ -105,6 +118,8 @@ struct Kernels {
     void (*groups_backward)(const Call&);
     void (*rows_forward)(const RowsCall&);
     void (*rows_backward)(const RowsCall&);
+    int64_t (*mixture_forward)(const MixtureCall&);  // -> elements per channel of the batch that count
+    void (*mixture_backward)(const MixtureCall&);
     void (*update_running)(const RunningCall&);
 };
 

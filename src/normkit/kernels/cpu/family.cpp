@@ -9,6 +9,7 @@ namespace normkit::NORMKIT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {NORMKIT_NAME(NORMKIT_ISA), channels_forward, channels_backward, groups_forward,
-                         groups_backward,           rows_forward,     rows_backward,     update_running};
+                         groups_backward,           rows_forward,     rows_backward,     mixture_forward,
+                         mixture_backward,          update_running};
 
 }  // namespace normkit::NORMKIT_ISA

@@ -12,6 +12,8 @@ void groups_forward(const Call& call);
 void groups_backward(const Call& call);
 void rows_forward(const RowsCall& call);
 void rows_backward(const RowsCall& call);
+int64_t mixture_forward(const MixtureCall& call);
+void mixture_backward(const MixtureCall& call);
 void update_running(const RunningCall& call);
 
 }  // namespace normkit::NORMKIT_ISA

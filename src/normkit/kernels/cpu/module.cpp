@@ -192,6 +192,43 @@ void renorm_forward(int activation, double eps, Tensor x, Tensor y, Maybe weight
     run(kernels().channels_forward, call, call.N * call.C * call.S);
 }
 
+// Switch norm and batch-instance norm: `statistics` (6, N, C) are the moments of each sample's channels and what of
+// them normalizes, `batch` (2, C) the moments of the batch.
+MixtureCall mixture(int kind, int activation, double eps, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                    const Maybe& residual, const Maybe& mask, const Tensor& first, const Maybe& second,
+                    const Tensor& statistics, const Tensor& batch) {
+    MixtureCall mixture{about(x, weight, bias, kSums | kOutputs, activation, eps), Mixture(kind)};
+    Call& call = mixture.call;
+    of_channels(call, false, residual, mask, {}, {}, {});
+    call.stats_stride = call.N * call.C, call.stats = statistics.data<double>();
+    set(mixture.share[0], first, mixture.share[1], second);
+    mixture.batch = batch.data<double>();
+    mixture.mixed = call.stats + 3 * call.stats_stride;
+    return mixture;
+}
+
+int64_t mixture_forward(int kind, int activation, double eps, Tensor x, Tensor y, Maybe weight, Maybe bias,
+                        Maybe residual, Maybe mask, Maybe known_mean, Maybe known_var, Tensor first, Maybe second,
+                        Tensor statistics, Tensor batch) {
+    MixtureCall all =
+        mixture(kind, activation, eps, x, weight, bias, residual, mask, first, second, statistics, batch);
+    set(all.call.known_mean, known_mean, all.call.known_var, known_var);
+    all.known = known_mean.has_value(), all.call.y = y.data<void>();
+    return run(kernels().mixture_forward, all, all.call.N * all.call.C * all.call.S);
+}
+
+void mixture_backward(int kind, int activation, double eps, Tensor x, Tensor dy, Maybe weight, Maybe bias,
+                      Maybe residual, Maybe mask, bool known, Tensor first, Maybe second, Tensor statistics,
+                      Tensor batch, Maybe dx, Maybe dresidual, Maybe dweight, Maybe dbias, Tensor dfirst,
+                      Maybe dsecond) {
+    MixtureCall all =
+        mixture(kind, activation, eps, x, weight, bias, residual, mask, first, second, statistics, batch);
+    all.known = known, all.call.dy = dy.data<void>(), all.call.dx = data(dx), all.call.dresidual = data(dresidual);
+    gradients(all.call, dweight, dbias);
+    set(all.dshare[0], dfirst, all.dshare[1], dsecond);
+    run(kernels().mixture_backward, all, all.call.N * all.call.C * all.call.S);
+}
+
 RowsCall about_rows(int64_t R, bool centred, double eps, const Tensor& x, const Maybe& weight, const Maybe& bias,
                     const Tensor& stats) {
     RowsCall call{};
@@ -280,6 +317,11 @@ NB_MODULE(_native, m) {
           "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "share"_a, "stats"_a);
     m.def("renorm_forward", renorm_forward, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
           "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "r_max"_a, "d_max"_a, "stats"_a, "corrected"_a);
+    m.def("mixture_forward", mixture_forward, "kind"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
+          "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "first"_a, "second"_a, "statistics"_a, "batch"_a);
+    m.def("mixture_backward", mixture_backward, "kind"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a,
+          "bias"_a, "residual"_a, "mask"_a, "known"_a, "first"_a, "second"_a, "statistics"_a, "batch"_a, "dx"_a,
+          "dresidual"_a, "dweight"_a, "dbias"_a, "dfirst"_a, "dsecond"_a);
     m.def("rows_forward", rows_forward, "R"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "stats"_a);
     m.def("rows_backward", rows_backward, "R"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a,
           "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
