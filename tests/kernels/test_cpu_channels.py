@@ -162,7 +162,10 @@ def test_mask_residual_relu(shape, dtype, channels_last):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", list(cpu.ACTIVATIONS))
 def test_activations(name, dtype):
-    """A few units in the last place of the activation on top of the bound for z; slopes are at most 1.13, hardswish's 1.5."""
+    """A few units in the last place of the activation on top of the bound for z; slopes are at most 1.13.
+
+    Those of hardswish are at most 1.5.
+    """
     torch.manual_seed(5)
     x, dy = (torch.randn(6, 5, 11, 9, dtype=torch.float64).to(dtype) for _ in range(2))
     weight, bias = (

@@ -14,7 +14,9 @@ from normkit import reference
 U = 2.0**-53  # unit roundoff of float64
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh", "relu6", "hardswish"])
+@pytest.mark.parametrize(
+    "name", ["relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh", "relu6", "hardswish"]
+)
 def test_activations_are_those_of_torch(name: str) -> None:
     x = np.concatenate([np.linspace(-30, 30, 2001), [0.0, -0.0, 1e-300, -1e-300]])
     f, derivative = reference.ACTIVATIONS[name]
