@@ -122,4 +122,8 @@ def activation(name: str | None, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         return np.where(z > 0, z, np.expm1(z)), np.where(z > 0, 1, np.exp(z))
     if name == "sigmoid":
         return sigmoid, sigmoid * (1 - sigmoid)
+    if name == "relu6":
+        return np.clip(z, 0, 6), np.where((z > 0) & (z < 6), 1, 0)
+    if name == "hardswish":
+        return z * np.clip(z + 3, 0, 6) / 6, np.where(z >= 3, 1, np.where(z <= -3, 0, z / 3 + 0.5))
     return np.tanh(z), 1 - np.tanh(z) ** 2

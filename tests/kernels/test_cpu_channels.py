@@ -162,7 +162,10 @@ def test_mask_residual_relu(shape, dtype, channels_last):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", list(cpu.ACTIVATIONS))
 def test_activations(name, dtype):
-    """A few units in the last place of the activation on top of the bound for z; slopes are at most 1.13."""
+    """A few units in the last place of the activation on top of the bound for z; slopes are at most 1.13.
+
+    Those of hardswish are at most 1.5.
+    """
     torch.manual_seed(5)
     x, dy = (torch.randn(6, 5, 11, 9, dtype=torch.float64).to(dtype) for _ in range(2))
     weight, bias = (
@@ -175,7 +178,7 @@ def test_activations(name, dtype):
     gamma, beta = per_channel(weight, x), per_channel(bias, x)
     z = oracle.normalize(exact(x), axes(x), axes(x), gamma, beta, EPS, dtype)
     value, slope = oracle.activation(name, z.y.astype(np.float64))
-    assert worst(y, value, 1.13 * z.y_bound + 8 * u * (1 + abs(value))) <= 1
+    assert worst(y, value, (1.5 if name == "hardswish" else 1.13) * z.y_bound + 8 * u * (1 + abs(value))) <= 1
     dz = exact(dy) * slope
     want = oracle.normalize(exact(x), axes(x), axes(x), gamma, beta, EPS, dtype, dz)
     # dz itself is off by the activation's error and by that of z through its second derivative (at most 1)

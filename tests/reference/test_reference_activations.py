@@ -14,7 +14,9 @@ from normkit import reference
 U = 2.0**-53  # unit roundoff of float64
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh"])
+@pytest.mark.parametrize(
+    "name", ["relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh", "relu6", "hardswish"]
+)
 def test_activations_are_those_of_torch(name: str) -> None:
     x = np.concatenate([np.linspace(-30, 30, 2001), [0.0, -0.0, 1e-300, -1e-300]])
     f, derivative = reference.ACTIVATIONS[name]
@@ -35,6 +37,8 @@ SATURATED = {  # for large x: (f(-x), f(x)) and (f'(-x), f'(x))
     "elu": (lambda x: (-1, x), (0, 1)),
     "sigmoid": (lambda x: (0, 1), (0, 0)),
     "tanh": (lambda x: (-1, 1), (0, 0)),
+    "relu6": (lambda x: (0, 6), (0, 0)),
+    "hardswish": (lambda x: (0, x), (0, 1)),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,6 +119,58 @@ class ViTBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class ConvNorm(nn.Module):
+    """A convolution and its norm, with a forward of their own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class RegBlock(nn.Module):
+    """RegNet's: what is added comes out of a list within a list, or of a module, beside a projection or none."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        first = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels), nn.Hardswish())
+        self.f = nn.Sequential(
+            first, nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels))
+        )
+        self.g = ConvNorm(channels)
+        self.shortcut = nn.Identity()
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.proj(x) + self.f(x))
+        return self.activation(self.g(x) + self.shortcut(x))
+
+
+class Optional(nn.Module):
+    """One with arguments that may be left out, a flag among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(inplace=True))
+        self.block = BasicBlock(8, 8)
+        self.conv, self.bn, self.act = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.SiLU()
+        self.head, self.head_norm = nn.Linear(8, 3), nn.BatchNorm1d(3)
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, *, features: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        if scale is not None:
+            x = x * scale
+        y = self.bn(self.conv(self.block(x)))
+        z = self.head_norm(self.head(self.act(y).mean((2, 3))))
+        return (z, y) if features else z
+
+
 class RNN(nn.Module):
     """A recurrent network and a head with batch norm behind a linear layer."""
 
@@ -165,6 +219,8 @@ NETWORKS = {
     "unet": (UNet, [6, 3, 12, 12]),
     "vit": (ViTBlock, [6, 5, 8]),
     "rnn": (RNN, [6, 5, 4]),
+    "regnet": (partial(RegBlock, 4), [6, 4, 7, 7]),
+    "optional": (Optional, [6, 3, 12, 12]),
 }
 
 

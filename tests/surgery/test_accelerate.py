@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import NETWORKS, BasicBlock, ResNet, Untraceable, batch, lived, network
 from torch import Tensor, nn
 
@@ -68,11 +69,14 @@ def test_everything_else_stays(name: str) -> None:
         ("resnet", {"bn1": "relu", "layer1.0.bn1": "relu", "layer1.0.bn2": "residual and relu",
                     "layer1.1.bn1": "relu", "layer1.1.bn2": "residual and relu",
                     "layer2.0.bn1": "relu", "layer2.0.bn2": "residual and relu"}),
-        ("mobilenet", {"3.conv.1.1": "silu", "4.conv.1.1": "silu"}),
+        ("mobilenet", {"1": "relu6", "3.conv.0.1": "relu6", "3.conv.1.1": "silu", "3.conv.3": "residual",
+                       "4.conv.0.1": "relu6", "4.conv.1.1": "silu", "4.conv.3": "residual"}),
         ("densenet", {"1": "relu", "3.norm1": "relu", "3.norm2": "relu", "4.norm1": "relu", "4.norm2": "relu"}),
         ("unet", {"down.1": "leaky_relu", "bottom.1": "gelu", "up_norm": "tanh"}),
         ("vit", {}),
         ("rnn", {"norm": "sigmoid"}),
+        ("regnet", {"f.0.1": "hardswish", "f.1.1": "residual", "g.bn": "residual"}),
+        ("optional", {"stem.1": "relu6", "block.bn1": "relu", "block.bn2": "residual and relu"}),
     ],
 )  # fmt: skip
 def test_what_is_fused(name: str, fused: dict[str, str]) -> None:
@@ -83,23 +87,47 @@ def test_what_is_fused(name: str, fused: dict[str, str]) -> None:
 
 
 def test_what_is_left_is_told() -> None:
-    model = network("mobilenet")
-    left = nk.accelerate(model, batch("mobilenet")).left
-    assert left == {
-        "1": "ReLU6 is not one of our activations",
-        "3.conv.0.1": "ReLU6 is not one of our activations",
-        "3.conv.3": "its residual is added in the forward of another module, so not fused",
-        "4.conv.0.1": "ReLU6 is not one of our activations",
-        "4.conv.3": "its residual is added in the forward of another module, so not fused",
+    def pair() -> list[nn.Module]:
+        return [nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)]
+
+    model = nn.Sequential(*pair(), nn.Mish(), *pair(), nn.LeakyReLU(0.2), nn.Sequential(*pair()), nn.ReLU())
+    outcome = nk.accelerate(lived(model), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert outcome.left == {
+        "1": "Mish is not one of our activations",
+        "4": "LeakyReLU is not one of our activations",
+        "6.1": "its activation runs in the forward of another module, so not fused",
     }
+    regnet = nk.accelerate(network("regnet"), batch("regnet"))
+    assert regnet.left == dict.fromkeys(
+        ("f.1.1", "g.bn"), "its activation runs in the forward of another module, so not fused"
+    )
 
 
-def test_without_an_example_sums_stay() -> None:
-    outcome = nk.accelerate(model := network("resnet"))
-    assert outcome.difference is None
-    assert "pass an example=" in outcome.left["layer1.0.bn2"]
-    assert outcome.done["layer1.0.bn1"] == "BatchNorm2d with relu"
-    assert model.layer1[0].bn2.activation is None
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "regnet"])
+def test_shapes_are_proved_without_an_example(name: str) -> None:
+    """By the arguments of the layers: what is added has the shape of the norm, whatever the input's."""
+    told = nk.accelerate(network(name), batch(name)).done
+    assert nk.accelerate(network(name)).done == told
+
+
+def test_sums_of_unknown_shapes_stay_without_an_example() -> None:
+    class Pooled(nn.Module):
+        def __init__(self, pool: nn.Module) -> None:
+            super().__init__()
+            self.pool, self.conv, self.norm = pool, nn.Conv2d(3, 3, 3, 2, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) + self.pool(x)
+
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for pool in (nn.AvgPool2d(2), nn.AvgPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(4)):
+        model = lived(Pooled(pool))  # of 8 rows each makes 4; of 7, the first makes 3
+        assert nk.accelerate(model).left == {
+            "norm": "whether the residual has its shape is not known: pass an example= to fuse it"
+        }
+        assert nk.accelerate(model, x).done == {"norm": "BatchNorm2d with residual"}
+    same = nn.MaxPool2d(3, 2, 1)
+    assert nk.accelerate(lived(Pooled(same))).done == {"norm": "BatchNorm2d with residual"}
 
 
 def test_again_changes_nothing() -> None:
@@ -108,6 +136,23 @@ def test_again_changes_nothing() -> None:
     kinds = [type(module) for module in model.modules()]
     assert nk.accelerate(model, batch("resnet")).done == {}
     assert [type(module) for module in model.modules()] == kinds
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"]
+)
+def test_residuals_that_are_handed_on_are_copied(duplicate: object) -> None:
+    model, x = network("regnet"), batch("regnet")
+    old = copy.deepcopy(model).eval()
+    nk.accelerate(model, x)
+    other = duplicate(model.eval())
+    torch.testing.assert_close(other(x), old(x), rtol=1e5 * U, atol=1e5 * U)
+    # By themselves the modules compute what they did, and show what they hold as before.
+    torch.testing.assert_close(other.f(x), old.f(x), rtol=1e5 * U, atol=1e5 * U)
+    torch.testing.assert_close(other.g(x), old.g(x), rtol=1e5 * U, atol=1e5 * U)
+    assert isinstance(other.f, nn.Sequential)
+    assert [type(m).__name__ for m in other.modules()][:7] == [type(m).__name__ for m in old.modules()][:7]
+    assert repr(other.f[1]).replace("Conv", "").startswith("Sequential(")
 
 
 @pytest.mark.parametrize(
@@ -152,13 +197,52 @@ def test_what_cannot_be_traced_is_converted_and_said() -> None:
     assert type(model.norm) is nk.BatchNorm2d
 
 
-def test_optional_arguments_are_not_guessed() -> None:
-    class Optional(ResNet):
-        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-            y = super().forward(x)
-            return y if scale is None else y * scale
+def test_optional_arguments_are_followed_left_out_and_given() -> None:
+    old, x = network("optional"), batch("optional")
+    new = copy.deepcopy(old)
+    outcome = nk.accelerate(new, x)
+    assert outcome.done["bn"] == "BatchNorm2d"  # for it is returned where features is true
+    assert outcome.left == {}
+    scale = torch.rand(8, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for model in (old, new):
+        model.eval()
+    for given in ({}, {"scale": scale}, {"features": True}, {"scale": scale, "features": True}):
+        torch.testing.assert_close(new(x, **given), old(x, **given), rtol=1e5 * U, atol=1e5 * U)
+    assert nk.accelerate(network("optional"), {"x": x, "scale": scale}).done == outcome.done
 
-    assert "where scale is given" in nk.accelerate(lived(Optional())).left[""]
+
+def test_where_an_optional_argument_cannot_be_followed_blocks_are_fused() -> None:
+    class Cut(ResNet):
+        def forward(self, x: Tensor, to: int = 1) -> Tensor:
+            x = F.relu(self.bn1(self.conv1(x)))
+            for block in self.layer1[: int(to)]:
+                x = block(x)
+            return self.layer2(x)
+
+    torch.manual_seed(0)
+    old = lived(Cut()).double()
+    new = copy.deepcopy(old)
+    outcome = nk.accelerate(new)
+    assert outcome.left[""].startswith("only what modules below it do is fused: torch.fx cannot follow")
+    assert "where to is given" in outcome.left[""]
+    assert (
+        outcome.left["bn1"]
+        == "not fused with what follows: its forward may do other things where to is given"
+    )
+    assert (
+        outcome.done["layer1.0.bn2"] == outcome.done["layer2.0.bn2"] == "BatchNorm2d with residual and relu"
+    )
+    x = batch("resnet")
+    for to in (0, 1, 2):
+        torch.testing.assert_close(new.eval()(x, to), old.eval()(x, to), rtol=1e5 * U, atol=1e5 * U)
+
+
+def test_any_number_of_arguments_is_not_guessed() -> None:
+    class Any(ResNet):
+        def forward(self, x: Tensor, **options: object) -> Tensor:
+            return super().forward(x) if not options else self.bn1(self.conv1(x))
+
+    assert "where options is given" in nk.accelerate(lived(Any())).left[""]
 
 
 def test_arguments_by_name_and_by_place() -> None:

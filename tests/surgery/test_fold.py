@@ -67,6 +67,75 @@ def test_into_the_convolution_after(dimension: int, groups: int, padding: dict[s
     assert outcome.done == {"0": "folded into 1"}
 
 
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("arguments", "folds"),
+    [
+        ({"kernel_size": 1}, True),
+        ({"kernel_size": 3, "padding": 2}, True),
+        ({"kernel_size": 3, "padding": 5, "dilation": 2}, True),
+        ({"kernel_size": 3, "padding": 1}, False),
+        ({"kernel_size": 2, "stride": 2}, False),
+        ({"kernel_size": 1, "stride": 2}, False),
+    ],
+    ids=str,
+)
+def test_into_the_transposed_convolution_after(
+    dimension: int, groups: int, arguments: dict[str, int], folds: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = getattr(nn, f"ConvTranspose{dimension}d")(4, 6, groups=groups, **arguments)
+    pair = nn.Sequential(DIMENSIONS[dimension](4), conv)
+    _, outcome = folded(pair, values(2, 4, *[12, 11, 9][:dimension]))
+    assert outcome.done == ({"0": "folded into 1"} if folds else {})
+    assert folds or outcome.left["0"] == (
+        f"1: a transposed convolution with kernel {arguments['kernel_size']}, stride {arguments.get('stride', 1)} "
+        f"and padding {arguments.get('padding', 0)} gives positions different shares of its input, so of what the "
+        "batch norm adds"
+    )
+
+
+def test_where_nothing_is_added_padding_does_not_matter() -> None:
+    torch.manual_seed(0)
+    for conv in (nn.Conv2d(3, 3, 3, padding=1), nn.ConvTranspose2d(3, 3, 2, 2)):
+        model = nn.Sequential(lived(nn.BatchNorm2d(3, affine=False)), conv).double().eval()
+        model[0].running_mean.zero_()
+        old, x = copy.deepcopy(model), values(2, 3, 6, 5)
+        assert nk.fold(model).done == {"0": "folded into 1"}
+        same(model, old, x)
+
+
+def test_a_model_without_batch_norm_is_told() -> None:
+    outcome = nk.fold(nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)))
+    assert repr(outcome) == "fold: 0 changed, 0 left: the model has no batch norm"
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_optional_arguments_are_followed_left_out_and_given(optional: bool) -> None:
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+        def forward(self, x: Tensor, raw: bool = False) -> Tensor:
+            y = self.conv(x)
+            return self.block(y if raw else self.norm(y))
+
+    class Loop(Early):
+        def forward(self, x: Tensor, times: int = 1) -> Tensor:
+            for _ in range(int(times)):
+                x = self.block(self.norm(self.conv(x)))
+            return x
+
+    torch.manual_seed(0)
+    _, outcome = folded(Loop() if optional else Early(), values(2, 3, 4, 4))
+    assert outcome.done == {"block.1": "folded into block.0"}
+    why = outcome.left["norm"]
+    assert ("where times is given" if optional else "called without the batch norm") in why
+
+
 def test_into_linear_layers() -> None:
     torch.manual_seed(0)
     before = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Identity(), nk.BatchNorm1d(5), nn.ReLU())

@@ -114,7 +114,7 @@ def test_it_is_our_kernel_that_runs() -> None:
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (BatchNormAct2d(3, nn.Hardswish()), "its activation Hardswish is none of ours"),
+        (BatchNormAct2d(3, nn.Mish()), "its activation Mish is none of ours"),
         (
             BatchNormAct2d(3, nn.ReLU(), nn.Dropout()),
             "BatchNormAct2d has dropout between its norm and its activation",

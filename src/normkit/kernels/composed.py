@@ -32,6 +32,8 @@ ACTIVATIONS = {
     "elu": F.elu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
 }
 
 

@@ -57,7 +57,7 @@ def adaptive_batch_norm(
         prior: N, in samples: 0 takes the statistics at hand alone, infinity the running ones alone.
         eps: added to the variance.
         per_sample: blend for each sample on its own, n = 1, with its statistics over space.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         residual: :math:`r`, of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient; a sample of padding alone does not count.
@@ -195,7 +195,7 @@ class AdaptiveBatchNorm1d(_Adaptive, BatchNorm1d):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish.
         process_group: processes whose batches are one in training, as in `BatchNorm1d`.
         prior: how many samples the running statistics are worth: 0 for none, infinity for no adaptation.
         per_sample: blend for each sample on its own.

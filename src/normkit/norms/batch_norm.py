@@ -56,7 +56,7 @@ def batch_norm(
         training: normalize by the batch's statistics.
         momentum: weight of the batch in the running statistics; None for the cumulative average.
         eps: added to the variance.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         residual: :math:`r`, of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
@@ -203,8 +203,9 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh. Tools of torch that
-            build a new layer from this one, such as `convert_sync_batchnorm`, know of none of what follows `bias`.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish. Tools of
+            torch that build a new layer from this one, such as `convert_sync_batchnorm`, know of none of what follows
+            `bias`.
         process_group: processes whose batches are one in training, as in `SyncBatchNorm`: a group of
             torch.distributed, or "world" for all that there are then; None for this process alone.
         training_statistics: those that normalize in training: "batch", or "running".
@@ -228,8 +229,7 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`.
 
-    Arguments as in `BatchNorm1d`: torch's, `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh) and
-    `process_group=`.
+    Arguments as in `BatchNorm1d`: torch's, `activation=` and `process_group=`.
     `forward(input, *, residual=None, mask=None)` takes a residual of the input's shape and a mask (N, H, W).
 
     >>> BatchNorm2d(3, activation="silu")(torch.randn(2, 3, 8, 8)).shape
@@ -240,7 +240,6 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`.
 
-    Arguments as in `BatchNorm1d`: torch's, `activation=` (relu, leaky_relu, silu, gelu, elu, sigmoid, tanh) and
-    `process_group=`.
+    Arguments as in `BatchNorm1d`: torch's, `activation=` and `process_group=`.
     `forward(input, *, residual=None, mask=None)` takes a residual of the input's shape and a mask (N, D, H, W).
     """

@@ -62,7 +62,7 @@ def batch_renorm(
         eps: added to both variances.
         r_max: 1 or more; a number or a tensor ().
         d_max: 0 or more, in deviations.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         residual: of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid.
         num_batches_tracked: () int64, counts the batches; needed where momentum is None.

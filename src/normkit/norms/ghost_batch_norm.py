@@ -64,7 +64,7 @@ def ghost_batch_norm(
         training: normalize by the statistics of the sub-batches.
         momentum: weight of a sub-batch in the running statistics; None for the cumulative average.
         eps: added to the variance.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         residual: :math:`r`, of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid.
         num_batches_tracked: () int64, counts the sub-batches; needed where momentum is None.

@@ -34,7 +34,7 @@ def group_norm(
             input.
         bias: :math:`\beta`, likewise.
         eps: added to the variance.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
 
@@ -119,7 +119,7 @@ class GroupNorm(torch.nn.GroupNorm):
         device: of the parameters.
         dtype: of the parameters.
         bias: learn a bias.
-        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish.
 
     >>> GroupNorm(4, 16, activation="silu")(torch.randn(2, 16, 8, 8)).shape
     torch.Size([2, 16, 8, 8])

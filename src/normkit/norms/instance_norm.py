@@ -48,7 +48,7 @@ def instance_norm(
         use_input_stats: normalize by the sample's own statistics; otherwise by the running ones.
         momentum: weight of the batch in the running statistics.
         eps: added to the variance.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
 
@@ -266,7 +266,7 @@ class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish.
         guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`; of
             batches that are gathered by `accumulate`, from all together.
 

@@ -53,7 +53,7 @@ def switch_norm(
         training: take the batch part from the batch.
         momentum: weight of the batch in the running statistics; None for the cumulative average.
         eps: added to the variance.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         residual: :math:`r`, of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
@@ -174,7 +174,7 @@ class SwitchNorm1d(_SwitchNorm):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish.
         process_group: processes whose batches are one in training, as in `BatchNorm1d`.
         guard: "nonfinite" keeps running statistics from batches that are not finite, as in `BatchNorm1d`.
 

@@ -36,7 +36,7 @@ class SyncBatchNorm(_BatchNorm):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish.
 
     `forward(input, *, residual=None, mask=None)` takes (N, C) or (N, C, *).
 

@@ -45,7 +45,7 @@ def virtual_batch_norm(
         weight: :math:`\gamma`, (C), of the input's dtype, or float32 under half input.
         bias: :math:`\beta`, (C).
         eps: added to the variance.
-        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh; None: identity.
+        activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         residual: :math:`r`, of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
@@ -258,7 +258,7 @@ class VirtualBatchNorm1d(_VirtualBatchNorm):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: learn a bias.
-        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid or tanh.
+        activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish.
 
     Raises:
         RuntimeError: in the forward pass, as long as no reference was set.

@@ -33,7 +33,7 @@ def _normal_pdf(x: Array) -> Array:
     return np.exp(-0.5 * np.clip(x, -40, 40) ** 2) / math.sqrt(2 * math.pi)
 
 
-# name: (f, f'), on float64 arrays. At a kink f' is the derivative from the left, as in torch.
+# name: (f, f'), on float64 arrays. At a kink f' is the one that torch takes.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "relu": (lambda x: np.maximum(x, 0.0), lambda x: np.where(x > 0, 1.0, 0.0)),
     "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1.0, 0.01)),
@@ -45,4 +45,9 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
     ),
     "sigmoid": (_sigmoid, lambda x: _sigmoid(x) * _sigmoid(-x)),
     "tanh": (np.tanh, tanh_derivative),
+    "relu6": (lambda x: np.clip(x, 0.0, 6.0), lambda x: np.where((x > 0) & (x < 6), 1.0, 0.0)),
+    "hardswish": (
+        lambda x: x * (np.clip(x + 3, 0.0, 6.0) / 6),
+        lambda x: np.where(x >= 3, 1.0, np.where(x <= -3, 0.0, np.clip(x, -3, 3) / 3 + 0.5)),
+    ),
 }

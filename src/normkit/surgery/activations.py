@@ -16,6 +16,8 @@ _FUNCTIONS: dict[Any, str] = {
     F.gelu: "gelu",
     F.elu: "elu", F.elu_: "elu",
     F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", torch.sigmoid_: "sigmoid",
+    F.relu6: "relu6",
+    F.hardswish: "hardswish",
     F.tanh: "tanh", torch.tanh: "tanh", torch.tanh_: "tanh",
 }  # fmt: skip
 _METHODS = {name + end: name for name in ("relu", "sigmoid", "tanh") for end in ("", "_")}
@@ -27,11 +29,13 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.ELU: "elu",
     nn.Sigmoid: "sigmoid",
     nn.Tanh: "tanh",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hardswish",
 }
 # Under these arguments, which are their defaults, torch's activations are ours.
 _DEFAULTS = {"negative_slope": 0.01, "alpha": 1.0, "approximate": "none", "inplace": None}
 _OTHER = (
-    nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Mish, nn.PReLU, nn.RReLU, nn.SELU, nn.CELU, nn.Softplus,
+    nn.Hardsigmoid, nn.Hardtanh, nn.Mish, nn.PReLU, nn.RReLU, nn.SELU, nn.CELU, nn.Softplus,
     nn.Softsign, nn.GLU, nn.Softmax, nn.LogSigmoid, nn.Threshold, nn.LeakyReLU, nn.GELU, nn.ELU,
 )  # fmt: skip
 _ADD = (operator.add, operator.iadd, torch.add)
@@ -40,6 +44,8 @@ _ADD = (operator.add, operator.iadd, torch.add)
 def of_module(module: nn.Module | None) -> str | None:
     """Our name for an activation module; None for what is none of ours."""
     name = _MODULES.get(type(module)) if module is not None else None
+    if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0, 6):
+        return "relu6"
     plain = all(getattr(module, key, value) == value for key, value in _DEFAULTS.items() if value is not None)
     return name if plain else None
 

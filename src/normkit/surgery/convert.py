@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from normkit.errors import InputError, unknown
 from normkit.norms.tracking import Tracked
-from normkit.surgery.dataflow import Flow, UntraceableError
+from normkit.surgery.dataflow import Flow
 from normkit.surgery.feed import feeder
 from normkit.surgery.freeze import Frozen
 from normkit.surgery.least_squares import Comoments
@@ -23,6 +23,7 @@ from normkit.surgery.outcome import Outcome, check_model
 from normkit.surgery.passes import undisturbed
 from normkit.surgery.restore import whole_or_nothing
 from normkit.surgery.targets import BATCH, CHANNELS, MIXED, ROWS, Seen, build, is_of_rows
+from normkit.surgery.trace import UntraceableError
 from normkit.surgery.walk import become_like, layers_of
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from normkit.surgery.passes import hooked, mode, undisturbed, without_hooks
-from normkit.surgery.restore import Snapshot
+from normkit.surgery.passes import hooked, undisturbed
+from normkit.surgery.trace import GIVEN, UntraceableError, defaults, trace, ways
 from normkit.surgery.walk import for_quantization
-
-
-class UntraceableError(Exception):
-    """torch.fx cannot follow a forward; the message says where it stopped."""
 
 
 class Flow:
@@ -28,14 +23,22 @@ class Flow:
         kinds: layers of these are seen; a module without any of them is one node, whatever it does inside, and so
             is one of torch's, as a transformer's layer.
         training: the mode.
+        way: what the optional arguments of the forward are; None: the defaults.
 
     Raises:
         UntraceableError: torch.fx cannot follow the model.
     """
 
-    def __init__(self, model: nn.Module, kinds: tuple[type[nn.Module], ...], *, training: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        kinds: tuple[type[nn.Module], ...],
+        *,
+        training: bool,
+        way: Mapping[str, Any] | None = None,
+    ) -> None:
         def opaque(module: nn.Module) -> bool:
-            torchs = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Sequential
+            torchs = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
             return (
                 torchs or isinstance(module, kinds) or not any(isinstance(m, kinds) for m in module.modules())
             )
@@ -43,7 +46,8 @@ class Flow:
         self.opaque = opaque
         self.for_quantization = for_quantization(model)
         self.model = model
-        self.graph = trace(model, opaque, training=training)
+        self.graph = trace(model, opaque, training=training, way=way)
+        self._way = defaults(model) if way is None else way
         self._modules = {
             node: model.get_submodule(str(node.target))
             for node in self.graph.nodes
@@ -76,15 +80,28 @@ class Flow:
         return [node for node in calls_in(self.graph) if owner_of(node) == owner]
 
     def find_shapes(self, batch: Any) -> None:
-        """Note the shape of every tensor between the calls, for an example."""
-        bound = inspect.signature(self.model.forward)
-        if isinstance(batch, dict):
-            args = bound.bind(**batch).args
-        else:
-            args = bound.bind(*(batch if isinstance(batch, (tuple, list)) else (batch,))).args
+        """Note the shape of every tensor between the calls, for an example that is called in this way."""
+        args = self._arguments(batch)
+        if args is None:
+            return
         with undisturbed(self.model):
             modules = {str(node.target): module for node, module in self._modules.items()}
             _Shapes(fx.GraphModule({**modules, **self._tensors}, self.graph)).run(*copy.deepcopy(args))
+
+    def _arguments(self, batch: Any) -> list[Any] | None:
+        """What an example gives for the inputs of the graph; None where it is called in another way."""
+        signature = inspect.signature(self.model.forward)
+        if isinstance(batch, dict):
+            bound = signature.bind(**batch)
+        else:
+            bound = signature.bind(*(batch if isinstance(batch, (tuple, list)) else (batch,)))
+        bound.apply_defaults()
+        for name, value in self._way.items():
+            default = signature.parameters[name].default
+            same = bound.arguments[name] is not default if value is GIVEN else bound.arguments[name] is value
+            if not same:
+                return None
+        return [bound.arguments[str(node.target)] for node in self.graph.find_nodes(op="placeholder")]
 
     def take_shapes(self, other: Flow) -> None:
         """Take over the shapes of the other mode, where it makes the same calls."""
@@ -133,89 +150,27 @@ def first_input(node: fx.Node) -> fx.Node | None:
     return given if isinstance(given, fx.Node) else None
 
 
-def trace(model: nn.Module, opaque: Callable[[nn.Module], bool], *, training: bool) -> fx.Graph:
-    """The graph of a forward, in which opaque modules are one node each; the model is not changed.
-
-    Raises:
-        UntraceableError: torch.fx cannot follow the forward, or there are others, for optional arguments.
-    """
-    if "forward" in vars(model):
-        raise UntraceableError("its forward was replaced in this one object")
-    for parameter in inspect.signature(type(model).forward).parameters.values():
-        if parameter.default is not parameter.empty or parameter.kind not in _PLAIN:
-            raise UntraceableError(f"its forward may do other things where {parameter.name} is given")
-    before = Snapshot(model)  # a forward may count its calls, and torch.fx leaves constants behind
-    try:
-        with mode(model, training=training), without_hooks(model):
-            graph = _Tracer(opaque).trace(model)
-            for node in graph.nodes:
-                if node.op == "get_attr":
-                    path, _, name = str(node.target).rpartition(".")
-                    node.meta["tensor"] = getattr(model.get_submodule(path), name)
-            return graph
-    except Exception as failure:  # whatever a forward does with what is no tensor
-        message = str(failure).strip().partition("\n")[0]
-        raise UntraceableError(f"torch.fx cannot follow its forward: {message}") from failure
-    finally:
-        before.restore()
-
-
-_PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True  # a forward that changes buffers shall not do so while it is traced
-
-    def __init__(self, opaque: Callable[[nn.Module], bool]) -> None:
-        super().__init__()
-        self._opaque = opaque
-        self._owners = [""]
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._opaque(m)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if self._opaque(m):
-            return super().call_module(m, forward, args, kwargs)
-        self._owners.append(self.path_of_module(m))
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        finally:
-            self._owners.pop()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["owner"] = self._owners[-1]
-        return node
-
-
-def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
-    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
-
-
-class _Proxy(fx.Proxy):
-    """One that knows x += y from x = x + y: whoever else holds x sees the first."""
-
-    __iadd__ = _in_place(operator.iadd)
-    __isub__ = _in_place(operator.isub)
-    __imul__ = _in_place(operator.imul)
-    __itruediv__ = _in_place(operator.itruediv)
-    __ifloordiv__ = _in_place(operator.ifloordiv)
-    __imod__ = _in_place(operator.imod)
-    __ipow__ = _in_place(operator.ipow)
-    __iand__ = _in_place(operator.iand)
-    __ior__ = _in_place(operator.ior)
-    __ixor__ = _in_place(operator.ixor)
-
-
 class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
             n.meta.update(shape=tuple(result.shape), dtype=result.dtype)
         return result
+
+
+def flows_of(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], modes: tuple[bool, ...]
+) -> tuple[list[Flow], UntraceableError | None]:
+    """A flow for each mode and each way to call a model; and why it has others that cannot be followed.
+
+    Raises:
+        UntraceableError: not even the call without optional arguments can be followed.
+    """
+    flows = [Flow(model, kinds, training=training) for training in modes]
+    try:
+        others = [
+            Flow(model, kinds, training=training, way=way) for way in ways(model)[1:] for training in modes
+        ]
+    except UntraceableError as why:
+        return flows, why
+    return [*flows, *others], None

@@ -6,24 +6,26 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.utils import parametrize
 
 from normkit.kernels.composed import ACTIVATIONS
 from normkit.norms import inputs
 from normkit.norms.tracing import one_node
-from normkit.norms.tracking import Tracked
 from normkit.surgery import folding
-from normkit.surgery.dataflow import Flow, UntraceableError, consumer, first_input
-from normkit.surgery.ours import BatchNorm, has_known_forward
+from normkit.surgery.beside import (
+    LINEAR,
+    TRANSPOSED,
+    RefusalError,
+    beside,
+    check_called,
+    check_norm,
+    check_shift,
+)
+from normkit.surgery.dataflow import Flow, flows_of
 from normkit.surgery.outcome import Outcome, checked, difference, tolerance_of
-from normkit.surgery.passes import hooked
+from normkit.surgery.trace import UntraceableError
 from normkit.surgery.walk import become_like, layers_of
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-_LINEAR = (*_CONVOLUTIONS, nn.Linear)
 
 
 class Folded(nn.Module):
@@ -55,10 +57,6 @@ class Folded(nn.Module):
         return f"ndim={self.ndim}{inputs.repr_activation(self.activation)}"
 
 
-class _RefusalError(Exception):
-    """Why a pair is left."""
-
-
 def fold(model: nn.Module, example: Any = None) -> Outcome:
     r"""Take each batch norm's map by running statistics into the convolution or linear layer before or after it.
 
@@ -73,9 +71,10 @@ def fold(model: nn.Module, example: Any = None) -> Outcome:
 
     A batch norm goes into a convolution (1-d to 3-d, grouped, transposed) or linear layer whose output it alone
     takes, or else into one that alone takes its output; this if nothing is padded with zeros, which the map would
-    not move. It stays, for a reason that is told, where the layer is called more than once, shares its weight,
-    computes it (parametrizations), has hooks, or is prepared for quantization; and where the batch norm trains, has
-    no running statistics or does not evaluate by them.
+    not move, and into a transposed one only without stride and with the padding that cuts its borders off. Optional
+    arguments of the forward are followed left out and given. It stays, for a reason that is told, where the layer is
+    called more than once, shares its weight, computes it (parametrizations), has hooks, or is prepared for
+    quantization; and where the batch norm trains, has no running statistics or does not evaluate by them.
 
     Args:
         model: any module in evaluation mode.
@@ -98,157 +97,77 @@ def fold(model: nn.Module, example: Any = None) -> Outcome:
 
 def _fold_all(outcome: Outcome, example: Any) -> None:
     names = {norm: name for name, norm in layers_of(outcome.model, _BatchNorm)}
+    if not names:
+        outcome.note = "the model has no batch norm"
+        return
     try:
-        flow = _flow(outcome.model)
+        flows, unknown = _flows(outcome.model)
     except UntraceableError as why:
         outcome.left.update(dict.fromkeys(names.values(), str(why)))
         return
     if example is not None:
-        flow.find_shapes(example)
-    nodes = {flow.module(node): node for node in flow.calls((_BatchNorm,))}
+        for flow in flows:
+            flow.find_shapes(example)
     for norm, name in names.items():
-        if norm in nodes:
-            _fold_one(outcome, name, flow, norm, nodes[norm])
-        else:
-            outcome.left[name] = "the forward does not call it"
+        _fold_one(outcome, name, norm, flows, unknown)
 
 
-def _flow(model: nn.Module) -> Flow:
+def _flows(model: nn.Module) -> tuple[list[Flow], UntraceableError | None]:
     """With the linear layers inside of other modules too, where these can be followed."""
     try:
-        return Flow(model, (_BatchNorm, *_LINEAR), training=False)
+        return flows_of(model, (_BatchNorm, *LINEAR), (False,))
     except UntraceableError:
-        return Flow(model, (_BatchNorm,), training=False)
+        return flows_of(model, (_BatchNorm,), (False,))
 
 
-def _fold_one(outcome: Outcome, name: str, flow: Flow, norm: _BatchNorm, node: fx.Node) -> None:
+def _fold_one(
+    outcome: Outcome, name: str, norm: _BatchNorm, flows: list[Flow], unknown: UntraceableError | None
+) -> None:
     """Into the layer before it, else into the one after it, else tell why not."""
+    calls = [
+        (flow, node) for flow in flows for node in flow.calls((_BatchNorm,)) if flow.module(node) is norm
+    ]
     reasons: list[str] = []
     try:
-        _check_norm(flow, norm, node)
-    except _RefusalError as why:
+        check_called(norm, flows, calls)
+        for call in calls:
+            check_norm(call[0], norm, call[1])
+    except RefusalError as why:
         outcome.left[name] = str(why)
         return
-    for step in (first_input, consumer):
-        neighbour = _neighbour(flow, node, step)
-        layer = flow.module(neighbour)
-        if neighbour is None or not isinstance(layer, _LINEAR):
+    for comes_first in (True, False):
+        try:
+            layer, told = beside(norm, flows, calls, unknown, comes_first=comes_first)
+        except RefusalError as why:
+            reasons.append(str(why))
+            continue
+        if layer is None:
             continue
         try:
-            _check_pair(flow, norm, node, layer, neighbour, comes_first=step is first_input)
-            outcome.errors[name] = _take_in(layer, norm, comes_first=step is first_input)
-        except _RefusalError as why:
-            reasons.append(f"{neighbour.target}: {why}")
+            outcome.errors[name] = _take_in(layer, norm, comes_first=comes_first)
+        except RefusalError as why:
+            reasons.append(f"{told}: {why}")
         else:
-            outcome.done[name] = f"folded into {neighbour.target}"
+            outcome.done[name] = f"folded into {told}"
             return
     outcome.left[name] = "; ".join(reasons) or "no convolution or linear layer beside it alone"
-
-
-def _neighbour(flow: Flow, node: fx.Node, step: Any) -> fx.Node | None:
-    """The call before or after one, beyond modules that do nothing."""
-    found = step(node)
-    while type(module := flow.module(found)) is nn.Identity and not hooked(module) and len(found.users) == 1:
-        found = step(found)
-    return found
-
-
-def _check_norm(flow: Flow, norm: _BatchNorm, node: fx.Node) -> None:
-    tracked = isinstance(norm, Tracked)
-    by_running = type(norm).forward in (BatchNorm.forward, _BatchNorm.forward, nn.SyncBatchNorm.forward)
-    if tracked:
-        by_running &= norm.tracking.statistics(False) == "running"
-    refusals = {
-        "it is prepared for quantization": norm in flow.for_quantization,
-        "it is in training mode: model.eval() first": norm.training,
-        "it has no running statistics": norm.running_mean is None or norm.running_var is None,
-        f"it is called {flow.times(norm)} times": flow.times(norm) > 1,
-        "it has hooks": hooked(norm),
-        "its parameters are computed": parametrize.is_parametrized(norm),
-        "its parameters or statistics are used elsewhere too": flow.reads(norm),
-        f"{type(norm).__name__} has a forward of its own: nk.accelerate(model) first": not has_known_forward(
-            norm
-        ),
-        "it does not evaluate by running statistics": not by_running,
-        "it has statistics of several domains": tracked and bool(norm.domains),
-        "it is called with more than a residual": len(node.args) > 1
-        or not {*node.kwargs} <= {"input", "residual"},
-    }
-    _refuse(refusals)
-
-
-def _check_layer(flow: Flow, layer: nn.Module) -> None:
-    own = {id(p) for p in layer.parameters()}
-    shared = sum(id(p) in own for m in flow.model.modules() for p in vars(m)["_parameters"].values())
-    refusals = {
-        "it is prepared for quantization": layer in flow.for_quantization,
-        "it is in training mode": layer.training,
-        f"it is called {flow.times(layer)} times": flow.times(layer) > 1,
-        "it has hooks": hooked(layer),
-        f"{type(layer).__name__} has a forward of its own": not any(
-            type(layer).forward is kind.forward for kind in _LINEAR
-        ),
-        "its weight is computed": "weight" not in vars(layer)["_parameters"],
-        "its parameters are shared with another layer": shared > len(own) or flow.reads(layer),
-    }
-    _refuse(refusals)
-
-
-def _check_pair(
-    flow: Flow, norm: _BatchNorm, node: fx.Node, layer: Any, neighbour: fx.Node, *, comes_first: bool
-) -> None:
-    """Whether what a batch norm does can as well be done by the layer before it, or after it."""
-    _check_layer(flow, layer)
-    axes = len(node.meta.get("shape", layer.weight.shape))
-    _refuse({
-        "hooks see what passes between them": flow.hooks_between(node, neighbour),
-        f"its output has {axes} axes, of which batch norm takes another one for channels": axes != layer.weight.dim(),
-    })  # fmt: skip
-    if comes_first:
-        _refuse({"its output is used elsewhere too": _neighbour(flow, neighbour, consumer) is not node})
-        return
-    pads = isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "zeros" and _pads(layer)
-    refusals = {
-        "an activation or a residual is between them": "residual" in node.kwargs
-        or getattr(norm, "activation", None) is not None,
-        "a transposed convolution gives positions different shares of its input": isinstance(
-            layer, _TRANSPOSED
-        ),
-        "it pads with zeros, which the batch norm does not move": pads,
-        "what goes into the batch norm may change between them": any(
-            type(flow.module(between)) is not nn.Identity for between in flow.between(node, neighbour)
-        ),
-    }
-    _refuse(refusals)
-
-
-def _pads(layer: Any) -> bool:
-    if isinstance(layer.padding, str):
-        return layer.padding != "valid" and any(k > 1 for k in layer.kernel_size)
-    return any(layer.padding)
-
-
-def _refuse(refusals: dict[str, Any]) -> None:
-    for why, holds in refusals.items():
-        if holds:
-            raise _RefusalError(why)
 
 
 def _take_in(layer: Any, norm: Any, *, comes_first: bool) -> float:
     """Give a layer the map of a batch norm before or after it; the error, relative to the largest output."""
     scale, shift = folding.affine_of(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
     groups, bias = getattr(layer, "groups", 1), layer.bias
-    if comes_first:
-        transposed = isinstance(layer, _TRANSPOSED)
-        weight, bias = folding.after(layer.weight, bias, scale, shift, groups=groups, transposed=transposed)
-    else:
-        weight, bias = folding.before(layer.weight, bias, scale, shift, groups=groups)
+    if not comes_first and shift.any():
+        check_shift(layer)
+    way = folding.after if comes_first else folding.before
+    transposed = isinstance(layer, TRANSPOSED)
+    weight, bias = way(layer.weight, bias, scale, shift, groups=groups, transposed=transposed)
     weight, bias = (value.detach().to(layer.weight.dtype) for value in (weight, bias))
     if not (weight.isfinite().all() and bias.isfinite().all()):
-        raise _RefusalError(f"the new weight or bias would not be finite in {weight.dtype}")
+        raise RefusalError(f"the new weight or bias would not be finite in {weight.dtype}")
     error = _error(layer, weight, bias, scale, shift, comes_first)
     if not error <= tolerance_of(layer.weight):
-        raise _RefusalError(f"outputs on random values differ by {error:.1e} in {layer.weight.dtype}")
+        raise RefusalError(f"outputs on random values differ by {error:.1e} in {layer.weight.dtype}")
     layer.weight.data = weight
     if layer.bias is None:
         layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
@@ -272,9 +191,9 @@ def _error(
     else:
         padding = [0] * 3 if isinstance(layer.padding, str) else layer.padding
         windows = zip(layer.kernel_size, layer.stride, padding, layer.dilation, strict=False)
-        x = folding.random_like(
-            [1, layer.in_channels, *(folding.example_size(*window) for window in windows)]
-        )
+        cut = 2 * max(padding) if isinstance(layer, TRANSPOSED) else 0  # which padding takes from its output
+        sizes = [folding.example_size(*window) + cut for window in windows]
+        x = folding.random_like([1, layer.in_channels, *sizes])
     scale, shift = (value.cpu().view(-1, *[1] * (x.dim() - 2)) for value in (scale, shift))
     expected = old(x) * scale + shift if comes_first else old(x * scale + shift)
     return difference(expected, new(x))

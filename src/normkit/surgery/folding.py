@@ -49,20 +49,31 @@ def after(
 
 
 def before(
-    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, *, groups: int = 1
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    groups: int = 1,
+    transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer whose inputs are mapped: of a convolution whose padding is mapped too, or none.
 
     Args:
-        weight: (O, I / groups, *).
+        weight: (O, I / groups, *), or (I, O / groups, *) of a transposed convolution.
         bias: (O) or None.
         scale: (I).
         shift: (I).
         groups: of a convolution.
+        transposed: whether it is transposed.
     """
-    parts = weight.double().unflatten(0, (groups, -1))  # groups, O / groups, I / groups, *
-    added = (parts * _along(shift.view(groups, 1, -1), parts)).flatten(2).sum(2).flatten()
-    weight = (parts * _along(scale.view(groups, 1, -1), parts)).flatten(0, 1)
+    parts = weight.double().unflatten(
+        0, (groups, -1)
+    )  # groups, O / groups, I / groups, *; or with I before O
+    view = (groups, -1, 1) if transposed else (groups, 1, -1)
+    moved = parts * _along(shift.view(view), parts)
+    added = moved.sum([1 if transposed else 2, *range(3, parts.dim())]).flatten()
+    weight = (parts * _along(scale.view(view), parts)).flatten(0, 1)
     return weight, added if bias is None else added + bias.double()
 
 

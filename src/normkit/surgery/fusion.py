@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from normkit.surgery import activations
+from normkit.surgery import activations, passing
 from normkit.surgery.dataflow import Flow, consumer, first_input, owner_of
 from normkit.surgery.ours import BatchNorm, has_known_forward
 from normkit.surgery.passes import hooked
+from normkit.surgery.passing import Passing
+from normkit.surgery.shapes import Forms
 
 _FRESH = (
     nn.Conv1d,
@@ -21,6 +23,7 @@ _FRESH = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+_FAR = "its activation runs in the forward of another module, so not fused"
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,34 @@ class Fusion:
     last: int
 
 
-def find(flow: Flow, kinds: tuple[type[nn.Module], ...]) -> tuple[list[Fusion], dict[str, str]]:
-    """The fusions of a model in one mode, and what else follows a norm, and why it stays."""
-    fusions: list[Fusion] = []
-    left: dict[str, str] = {}
-    taken: set[fx.Node] = set()
-    for node in reversed(flow.calls(kinds)):  # of two norms that are added, the later one has the sum
-        if consumer(node) in taken:
-            continue
-        chain, why = _chain(flow, node)
-        taken |= set(chain)
-        if why:
-            left = {str(node.target): why, **left}
-        if len(chain) > 1:
-            fusions.append(_fusion(flow, chain))
-    return fusions[::-1], left
+class Found:
+    """What can be fused in one mode and one way to call a model, what else follows a norm, and why it stays.
+
+    Attributes:
+        fusions: by the name of the norm, as are the following.
+        passings: where a forward above adds a residual.
+        left: the reasons.
+    """
+
+    def __init__(self, flow: Flow, kinds: tuple[type[nn.Module], ...]) -> None:
+        self.fusions: dict[str, Fusion] = {}
+        self.passings: dict[str, Passing] = {}
+        self.left: dict[str, str] = {}
+        forms, taken = Forms(flow), set[fx.Node]()
+        for node in reversed(flow.calls(kinds)):  # of two norms that are added, the later one has the sum
+            if consumer(node) in taken:
+                continue
+            chain, why = _chain(flow, forms, node)
+            taken |= set(chain)
+            if isinstance(why, Passing):
+                self.passings = {why.name: why, **self.passings}
+                taken |= set(node.users)
+                why = _FAR if _activation(flow, consumer(*node.users)) else None
+            if why:
+                self.left = {str(node.target): why, **self.left}
+            if len(chain) > 1:
+                one = _fusion(flow, chain)
+                self.fusions = {one.name: one, **self.fusions}
 
 
 def _fusion(flow: Flow, chain: list[fx.Node]) -> Fusion:
@@ -69,8 +85,8 @@ def _fusion(flow: Flow, chain: list[fx.Node]) -> Fusion:
     return Fusion(str(chain[0].target), owner_of(chain[0]), norm, summed, activation, last)
 
 
-def _chain(flow: Flow, node: fx.Node) -> tuple[list[fx.Node], str | None]:
-    """The norm's call and those that go into it; and why those after them do not."""
+def _chain(flow: Flow, forms: Forms, node: fx.Node) -> tuple[list[fx.Node], str | Passing | None]:
+    """The norm's call and those that go into it; and why those after them do not, or how a sum far from it does."""
     chain, norm = [node], flow.module(node)
     following = consumer(node)
     if norm is None or following is None or getattr(norm, "activation", "") is not None or node.kwargs:
@@ -87,9 +103,13 @@ def _chain(flow: Flow, node: fx.Node) -> tuple[list[fx.Node], str | None]:
         return chain, "its hooks see what it returns, so not fused"
     why = None
     if activations.summands(following):
-        why = _why_not_sum(flow, node, following)
+        why = _why_not_sum(flow, forms, node, following)
         if why:
             return chain, why
+        if owner_of(following) != owner_of(node):
+            return chain, passing.find(flow, node, following)
+        if not _can_wait(flow, node, following):
+            return chain, "its input may change before its residual is there, so not fused"
         chain.append(following)
         following = consumer(following)
     if following is not None and _activation(flow, following):
@@ -107,28 +127,26 @@ def _activation(flow: Flow, node: fx.Node | None) -> str | None:
 
 def _why_not_activation(flow: Flow, norm: fx.Node, node: fx.Node) -> str | None:
     if owner_of(node) != owner_of(norm):
-        return "its activation runs in the forward of another module, so not fused"
+        return _FAR
     module = flow.module(node)
     if module is not None and hooked(module):
         return f"hooks of {node.target} see what is activated, so not fused"
     return None
 
 
-def _why_not_sum(flow: Flow, norm: fx.Node, node: fx.Node) -> str | None:
+def _why_not_sum(flow: Flow, forms: Forms, norm: fx.Node, node: fx.Node) -> str | None:
     first, second = activations.summands(node) or (norm, norm)
     other = second if first is norm else first
     if not isinstance(flow.module(norm), BatchNorm):
         return "only batch norm takes a residual"
-    if owner_of(node) != owner_of(norm):
-        return "its residual is added in the forward of another module, so not fused"
     if first is not norm and activations.changes_first(node):
         return "its residual is changed in place by the addition, so not fused"
+    if forms.same(norm, other):
+        return None
     if "shape" not in norm.meta or "shape" not in other.meta:
         return "whether the residual has its shape is not known: pass an example= to fuse it"
     if any(norm.meta[key] != other.meta[key] for key in ("shape", "dtype")):
         return "the other summand has another shape or dtype, so not fused"
-    if not _can_wait(flow, norm, node):
-        return "its input may change before its residual is there, so not fused"
     return None
 
 

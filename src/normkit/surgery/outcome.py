@@ -25,6 +25,7 @@ class Outcome:
         left: why a layer, or a part of the work on it, was left, by its name.
         errors: for layers whose output may have moved, by how much; the verb says in which measure.
         difference: of the outputs on the example, the largest relative to the largest output; None without one.
+        note: why there was nothing to do, where there was not.
     """
 
     verb: str
@@ -33,6 +34,7 @@ class Outcome:
     left: dict[str, str] = field(default_factory=lambda: {})
     errors: dict[str, float] = field(default_factory=lambda: {})
     difference: float | None = None
+    note: str | None = None
 
     def __repr__(self) -> str:
         """A line for each layer."""
@@ -40,7 +42,7 @@ class Outcome:
         head = f"{self.verb}: {len(self.done)} changed, {len(self.left)} left"
         if self.difference is not None:
             head += f", outputs moved by {self.difference:.1e}"
-        lines = [head]
+        lines = [head if self.note is None else f"{head}: {self.note}"]
         for name, what in self.done.items():
             error = f", error {self.errors[name]:.1e}" if name in self.errors else ""
             lines.append(f"  {_name(name):{width}}  {what}{error}")

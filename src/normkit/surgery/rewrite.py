@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from normkit.surgery.dataflow import Flow, UntraceableError, calls_in, trace
+from normkit.surgery.dataflow import Flow, calls_in
+from normkit.surgery.trace import UntraceableError, check_plain, trace
 from normkit.surgery.walk import become
 
 _Names = tuple[tuple[str, Any], ...]
@@ -26,6 +27,7 @@ def own_graph(module: nn.Module) -> fx.Graph:
     Raises:
         UntraceableError: it cannot be followed, or does other things for other arguments or modes.
     """
+    check_plain(module)
     graph, evaluating = (trace(module, lambda m: True, training=training) for training in (True, False))
     if str(graph) != str(evaluating):
         raise UntraceableError("its forward does other things in training than in evaluation")

@@ -103,7 +103,7 @@ void rows(const Kernels& kernels, DType dtype, bool centred) {
 int main() {
     const Kernels& kernels = choose_kernels("baseline");
     for (int dtype = 0; dtype < 4; ++dtype) {
-        for (int activation = 0; activation < 8; ++activation)
+        for (int activation = 0; activation < 10; ++activation)
             for (bool last : {false, true}) channels(kernels, DType(dtype), last, Activation(activation), 0);
         for (int64_t groups : {3, 12}) channels(kernels, DType(dtype), false, Activation::silu, groups);
         for (bool centred : {false, true}) rows(kernels, DType(dtype), centred);

@@ -73,7 +73,7 @@ Call random_call(Buffers& buffers, bool groups) {
     call.stats_stride = groups ? call.N * call.G : call.C;
     call.dtype = DType(below(4));
     call.channels_last = chance(2);
-    call.activation = Activation(below(8));
+    call.activation = Activation(below(10));
     call.eps = chance(8) ? 0 : 1e-5;
     const int64_t n = call.N * call.C * call.S;
     const DType parameters = chance(2) ? call.dtype : DType::f32;

@@ -93,6 +93,10 @@ A activate(A z, Relu) {  // a NaN stays
     return select(z <= A{}, A{}, z);
 }
 template <class A>
+A relu6(A z) {  // a NaN stays here too
+    return select(splat<A>(6) <= z, splat<A>(6), activate(z, Relu{}));
+}
+template <class A>
 A activate(A z, Any a) {
     switch (a.which) {
         case Activation::relu: return activate(z, Relu{});
@@ -102,6 +106,8 @@ A activate(A z, Any a) {
         case Activation::elu: return select(z > A{}, z, expm1(z));
         case Activation::sigmoid: return sigmoid(z);
         case Activation::tanh: return tanh(z);
+        case Activation::relu6: return relu6(z);
+        case Activation::hardswish: return z * (relu6(z + splat<A>(3)) * splat<A>(1.0 / 6));
         default: return z;
     }
 }
@@ -136,6 +142,11 @@ A through(A z, A dy, Any a) {
         case Activation::tanh: {
             const A t = tanh(z);
             return dy * (one - t * t);
+        }
+        case Activation::relu6: return select(splat<A>(6) <= z, A{}, through(z, dy, Relu{}));
+        case Activation::hardswish: {
+            const A between = dy * fma(z, splat<A>(1.0 / 3), splat<A>(0.5));
+            return select(z <= splat<A>(-3), A{}, select(splat<A>(3) <= z, dy, between));
         }
         default: return dy;
     }

@@ -18,7 +18,7 @@ struct f16 {
 
 // The codes are those of kernels/cpu/__init__.py.
 enum class DType : int { f32, f64, bf16, f16 };
-enum class Activation : int { none, relu, leaky_relu, silu, gelu, elu, sigmoid, tanh };
+enum class Activation : int { none, relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6, hardswish };
 
 // A parameter or its gradient, in a dtype of its own; absent where data is null.
 struct Parameter {
