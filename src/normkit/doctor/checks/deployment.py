@@ -85,15 +85,15 @@ class Unsynchronized(Check):
 
     def check(self, seen: Readings) -> Iterator[Finding]:
         """The findings of this code."""
-        if seen.processes < 2 or (seen.run is not None and seen.run.least >= _LOCAL):
+        if seen.others.processes < 2 or (seen.run is not None and seen.run.least >= _LOCAL):
             return
         for norm in seen.norms:
             if norm.by_batch and not norm.synchronized and norm.trains and not norm.frozen:
                 local = f", {seen.run.least} samples each" if seen.run else ""
                 yield self.finding(
                     norm.module,
-                    f"{seen.processes} processes{local}, and statistics of each alone",
-                    processes=seen.processes,
+                    f"{seen.others.processes} processes{local}, and statistics of each alone",
+                    processes=seen.others.processes,
                 )
 
 

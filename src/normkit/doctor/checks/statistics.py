@@ -17,6 +17,7 @@ _STALE_MEAN = 0.5  # deviations
 _STALE_RATIO = 2.5  # of variances
 _WEIGHTY = 0.2  # effect on the output, in its deviations
 _APART = 1.0  # deviations between a copy and its source
+_FOLLOWS = 0.5  # of their length, between the weights
 
 
 def staleness(norm: Norm, running: Running, traffic: Traffic) -> tuple[float, float]:
@@ -233,7 +234,9 @@ class CopyApart(Check):
 
     ## What it does
     Looks for two parts of a model that are built alike, one of which no gradient reaches (a target, teacher or moving
-    average), with weights near those of the other and running statistics far from them.
+    average), with weights near those of the other and running statistics far from them. With `reference=` or
+    `--reference`, compares each layer of the model with that of the model that it is a copy of; a note where the weights
+    lie far apart too.
 
     ## Why is this bad
     Averaging `parameters()` leaves buffers out. The copy evaluates new weights by old statistics.
@@ -266,22 +269,30 @@ class CopyApart(Check):
 
     def check(self, seen: Readings) -> Iterator[Finding]:
         """The findings of this code."""
-        for copy in seen.copies:
-            if copy.statistics > _APART:
-                yield self.finding(
-                    copy.copy,
-                    f"weights are {copy.weights:.2g} of their length from those of {copy.source!r}, running statistics "
-                    f"{copy.statistics:.2g} deviations",
-                    weights=copy.weights,
-                    statistics=copy.statistics,
-                )
+        for copy in seen.others.copies:
+            far = {layer: apart for layer, apart in copy.layers.items() if not apart <= _APART}
+            if not far:
+                continue
+            worst = max(far, key=lambda layer: far[layer])
+            source = repr(copy.source) if copy.source else "the reference"
+            where = f" in {worst!r}" if copy.copy else ""
+            yield self.finding(
+                copy.copy or worst,
+                f"weights are {copy.weights:.2g} of their length from those of {source}, running statistics of {len(far)} "
+                f"of {len(copy.layers)} layers up to {far[worst]:.2g} deviations{where}",
+                None if copy.weights < _FOLLOWS else "note",
+                weights=copy.weights,
+                statistics=far[worst],
+                layers=len(far),
+            )
 
 
 class ProcessesApart(Check):
     """Running statistics differ between processes.
 
     ## What it does
-    Compares the running means of all processes of a model in DistributedDataParallel.
+    Compares the running means of all processes of a model in DistributedDataParallel, or of those of
+    `nk.diagnose(model, process_group="world")`.
 
     ## Why is this bad
     Each process evaluates another model, and a checkpoint keeps what the first one saw.
@@ -302,10 +313,10 @@ class ProcessesApart(Check):
 
     def check(self, seen: Readings) -> Iterator[Finding]:
         """The findings of this code."""
-        for module, apart in seen.disagree:
+        for module, apart in seen.others.disagree:
             yield self.finding(
                 module,
-                f"running means of {seen.processes} processes lie up to {apart:.2g} deviations apart",
+                f"running means of {seen.others.processes} processes lie up to {apart:.2g} deviations apart",
                 apart=apart,
             )
 
