@@ -31,6 +31,8 @@ def compare(model: nn.Module, reference: nn.Module | State | None, group: proces
     Raises:
         InputError: a reference that the model is no copy of.
     """
+    if reference is model:
+        raise InputError("reference must be another model than the one that is looked at, got the same")
     copies = list(_within(model))
     if reference is not None:
         copies.append(_of_reference(reference, model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.probe import probe
 from normkit.errors import InputError
 from normkit.surgery.feed import Forward
+
+
+class Options(TypedDict):
+    """What of a diagnosis stays the same from one to the next."""
+
+    forward: Forward | None
+    reference: nn.Module | Mapping[str, Tensor] | None
+    select: Iterable[str]
+    ignore: Iterable[str]
 
 
 def diagnose(

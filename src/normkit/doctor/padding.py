@@ -1,4 +1,4 @@
-"""What looks like padding in the input of a norm: places that are constant, in some samples more of them than in others.
+"""What looks like padding in the input of a norm: places that are constant, in some samples more than in others.
 
 Only where places share a statistic: sequences (N, C, L) and images (N, C, H, W) in norms of channels, rows (N L, C) of
 sequences that were flattened, (N, L, C) in batch norms of L and in layer norms over several axes.

@@ -183,7 +183,7 @@ class _Pass:
         """What the batches showed as a whole."""
         losses = [None if total is None else total / self.batches for total in self.losses]
         apart = self._gap()
-        gap = None if apart is None else Gap(apart, *losses, attribution.makers)
+        gap = None if apart is None else Gap(apart, losses[0], losses[1], attribution.makers)
         return Seen(
             run=Run(self.batches, self.least, self.most, self.input, gap),
             traffic={name: tap.traffic() for name, tap in self.taps.items()},

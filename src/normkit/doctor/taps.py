@@ -168,8 +168,8 @@ class Tap:
         return Traffic(
             self.samples, self.values, **self.moments, low=self.low, high=self.high, effective=effective,
             scatter=scatter, apart=apart, drift=drift, padded=self.padded / max(1, self.places), masked=self.masked,
-            predicted=self.predicted, outputs=self.outputs, gradient=self.gradients / self.calls if self.calls else None,
-            dtype=self.dtype,
+            predicted=self.predicted, outputs=self.outputs, dtype=self.dtype,
+            gradient=self.gradients / self.calls if self.calls else None,
         )  # fmt: skip
 
 

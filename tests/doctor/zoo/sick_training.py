@@ -176,7 +176,7 @@ TRAINING = [
     _ill("dead units, relu by function", dead_by_function, ("NK602", "blocks.0.norm1")),
     _ill("saturated", saturated, ("NK603", "1")),
     _ill("vanishing gradients", vanishing, ("NK604", "0")),
-    _ill("exploding gradients", exploding, ("NK604", "1")),
+    _ill("exploding gradients", exploding, ("NK604", "2")),
     _ill("pixels", pixels, ("NK405", "")),
     _ill("uneven columns", uneven_columns, ("NK405", "")),
     _ill("padding", padded, ("NK403", "body.1")),

@@ -96,15 +96,15 @@ class BatchesDiffer(Check):
             (n for n in seen.norms if n.by_batch and n.traffic and n.traffic.scatter > _SCATTER), None
         )
         if first is not None and first.traffic is not None and first.traffic.apart > 0.1:
-            seen_there = first.traffic
+            traffic = first.traffic
             yield self.finding(
                 first.module,
-                f"means of batches scatter by {seen_there.apart:.2g} deviations, their variance {seen_there.scatter:.2g} "
-                f"times that of batches drawn alike; from one batch to the next they move by {seen_there.drift:.2g}"
-                + _order(seen_there.order),
-                scatter=seen_there.scatter,
-                apart=seen_there.apart,
-                drift=seen_there.drift,
+                f"means of batches scatter by {traffic.apart:.2g} deviations, their variance {traffic.scatter:.2g} "
+                f"times that of batches drawn alike; from one batch to the next they move by {traffic.drift:.2g}"
+                + _order(traffic.order),
+                scatter=traffic.scatter,
+                apart=traffic.apart,
+                drift=traffic.drift,
             )
 
 

@@ -235,8 +235,8 @@ class CopyApart(Check):
     ## What it does
     Looks for two parts of a model that are built alike, one of which no gradient reaches (a target, teacher or moving
     average), with weights near those of the other and running statistics far from them. With `reference=` or
-    `--reference`, compares each layer of the model with that of the model that it is a copy of; a note where the weights
-    lie far apart too.
+    `--reference`, compares each layer with that of the model that this one is a copy of; a note where the weights lie
+    far apart too.
 
     ## Why is this bad
     Averaging `parameters()` leaves buffers out. The copy evaluates new weights by old statistics.
@@ -278,8 +278,8 @@ class CopyApart(Check):
             where = f" in {worst!r}" if copy.copy else ""
             yield self.finding(
                 copy.copy or worst,
-                f"weights are {copy.weights:.2g} of their length from those of {source}, running statistics of {len(far)} "
-                f"of {len(copy.layers)} layers up to {far[worst]:.2g} deviations{where}",
+                f"weights are {copy.weights:.2g} of their length from those of {source}, running statistics of "
+                f"{len(far)} of {len(copy.layers)} layers up to {far[worst]:.2g} deviations{where}",
                 None if copy.weights < _FOLLOWS else "note",
                 weights=copy.weights,
                 statistics=far[worst],
