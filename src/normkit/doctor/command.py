@@ -27,7 +27,7 @@ def explanation(code: str) -> str:
     """
     check = by_code(code)
     fixable = "; --fix repairs it" if check.fixable else ""
-    return f"{check.code} ({check.severity}{fixable})\n\n{inspect.getdoc(check)}"
+    return f"{check.code} ({check.severities()}{fixable})\n\n{inspect.getdoc(check)}"
 
 
 def show(format: str, result: Result, target: str, console: Console) -> None:

@@ -18,7 +18,12 @@ _SORTED = 0.4  # mean square step between successive means, over twice their var
 _LARGE, _UNEVEN = 20.0, 100.0
 
 
-class FewSamples(Check):
+class FewSamples(
+    Check,
+    code="NK401",
+    severity="warning",
+    remedy="a larger batch, nk.synchronize over processes, or group norm in its place",
+):
     """A statistic of too few values that are independent of each other.
 
     ## What it does
@@ -42,12 +47,7 @@ class FewSamples(Check):
     Not fixed: the batch size is not the model's.
     """
 
-    code = "NK401"
-    severity = "warning"
-    remedy = "a larger batch, nk.synchronize over processes, or group norm in its place"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm in seen.norms:
             if not norm.by_batch or norm.traffic is None or not norm.trains or norm.synchronized:
                 continue
@@ -62,7 +62,12 @@ class FewSamples(Check):
                 )
 
 
-class BatchesDiffer(Check):
+class BatchesDiffer(
+    Check,
+    code="NK402",
+    severity="warning",
+    remedy="shuffle the data; for domains that stay apart, nk.domain(name)",
+):
     """Batches that are not drawn alike: sorted by class, or from several domains.
 
     ## What it does
@@ -86,12 +91,7 @@ class BatchesDiffer(Check):
     Not fixed: the order of the data is not the model's.
     """
 
-    code = "NK402"
-    severity = "warning"
-    remedy = "shuffle the data; for domains that stay apart, nk.domain(name)"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         first = next(
             (n for n in seen.norms if n.by_batch and n.traffic and n.traffic.scatter > _SCATTER), None
         )
@@ -115,7 +115,12 @@ def _order(order: float) -> str:
     return ": two kinds take turns" if order > 2 - _SORTED else ""
 
 
-class PaddingInStatistics(Check):
+class PaddingInStatistics(
+    Check,
+    code="NK403",
+    severity="warning",
+    remedy="use a norm of ours and give it mask=, or one over the features of each place alone",
+):
     """Padding counts in a norm's statistics.
 
     ## What it does
@@ -144,12 +149,7 @@ class PaddingInStatistics(Check):
     Not fixed: the mask is known to the model's forward alone.
     """
 
-    code = "NK403"
-    severity = "warning"
-    remedy = "use a norm of ours and give it mask=, or one over the features of each place alone"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
             if traffic.padded > _PADDED and not traffic.masked:
                 yield self.finding(
@@ -159,11 +159,18 @@ class PaddingInStatistics(Check):
                 )
 
 
-class BatchOfOne(Check):
+class BatchOfOne(
+    Check,
+    code="NK404",
+    severity="error",
+    also="warning",
+    remedy="DataLoader(..., drop_last=True); for batches that are always of one, group norm",
+):
     """A batch of one sample in training.
 
     ## What it does
-    Looks for batches of one sample, where norms take statistics over the batch.
+    Looks for batches of one sample, where norms take statistics over the batch. A warning where there is space, which
+    leaves more than one value per channel.
 
     ## Why is this bad
     One value per channel has no variance, and torch raises; with space there is one, of this sample alone. Mostly it
@@ -182,12 +189,7 @@ class BatchOfOne(Check):
     Not fixed: batches are not the model's.
     """
 
-    code = "NK404"
-    severity = "error"
-    remedy = "DataLoader(..., drop_last=True); for batches that are always of one, group norm"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
             if (
                 norm.by_batch
@@ -210,7 +212,12 @@ class BatchOfOne(Check):
                 )
 
 
-class UnscaledInput(Check):
+class UnscaledInput(
+    Check,
+    code="NK405",
+    severity="warning",
+    remedy="standardize each feature by the training data, or put a norm first",
+):
     """Inputs far from mean 0 and deviation 1.
 
     ## What it does
@@ -234,12 +241,7 @@ class UnscaledInput(Check):
     Not fixed: preprocessing is not the model's.
     """
 
-    code = "NK405"
-    severity = "warning"
-    remedy = "standardize each feature by the training data, or put a norm first"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         moments = seen.run.input if seen.run else None
         if moments is None or _norm_comes_first(seen.graph):
             return

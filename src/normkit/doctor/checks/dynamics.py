@@ -30,7 +30,14 @@ _DECADES = 3.0  # of the gradients, from one end of the model to the other
 _DEEP = 4  # layers with weights, below which depth is not looked at
 
 
-class ModeGap(Check):
+class ModeGap(
+    Check,
+    code="NK601",
+    severity="warning",
+    also="error",
+    fixable=True,
+    remedy="see the findings of the layer that is named; mostly nk.recalibrate(model, batches)",
+):
     """The model in evaluation is another one than in training.
 
     ## What it does
@@ -58,13 +65,7 @@ class ModeGap(Check):
     Safe with `--data`: recalibration, and the loss before and after is shown.
     """
 
-    code = "NK601"
-    severity = "warning"
-    remedy = "see the findings of the layer that is named; mostly nk.recalibrate(model, batches)"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         gap = seen.run.gap if seen.run else None
         if gap is None or not (gap.output > _GAP or math.isnan(gap.output)) or _fresh(seen):
             return
@@ -126,7 +127,12 @@ def _activation_after(graph: Graph | None, norm: Norm) -> str:
     return ""
 
 
-class DeadUnits(Check):
+class DeadUnits(
+    Check,
+    code="NK602",
+    severity="warning",
+    remedy="lower the learning rate, use a leaky activation, or prune these channels",
+):
     """Channels behind a norm that no sample switches on.
 
     ## What it does
@@ -149,12 +155,7 @@ class DeadUnits(Check):
     Not fixed: a bias is learned.
     """
 
-    code = "NK602"
-    severity = "warning"
-    remedy = "lower the learning rate, use a leaky activation, or prune these channels"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
             if _activation_after(seen.graph, norm) in _ONE_SIDED and traffic.high.numel() > 1:
                 dead, channels = int((traffic.high <= 0).sum()), traffic.high.numel()
@@ -167,7 +168,12 @@ class DeadUnits(Check):
                     )
 
 
-class Saturated(Check):
+class Saturated(
+    Check,
+    code="NK603",
+    severity="warning",
+    remedy="start with a smaller weight, lower the learning rate, or use another activation",
+):
     """Most outputs of a norm lie where the activation behind it is flat.
 
     ## What it does
@@ -191,12 +197,7 @@ class Saturated(Check):
     Not fixed: a weight is learned.
     """
 
-    code = "NK603"
-    severity = "warning"
-    remedy = "start with a smaller weight, lower the learning rate, or use another activation"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
             activation = _activation_after(seen.graph, norm)
             bound = _FLAT.get(activation)
@@ -209,7 +210,12 @@ class Saturated(Check):
                 )
 
 
-class Gradients(Check):
+class Gradients(
+    Check,
+    code="NK604",
+    severity="warning",
+    remedy="put shortcuts around blocks, a norm into each, or initialize otherwise",
+):
     """Gradients vanish or explode from one end of a model to the other.
 
     ## What it does
@@ -235,12 +241,7 @@ class Gradients(Check):
     Not fixed: it is the model's design.
     """
 
-    code = "NK604"
-    severity = "warning"
-    remedy = "put shortcuts around blocks, a norm into each, or initialize otherwise"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         what, sizes = "at the outputs of norms", _at_norms(seen)
         if len(sizes) < _DEEP:
             what, sizes = "relative to weights", _at_weights(seen)
