@@ -6,10 +6,19 @@ import inspect
 import re
 from pathlib import Path
 
-from normkit.doctor.checks import batches, deployment, dynamics, optimisation, statistics, structure, tracking
+from normkit.doctor.checks import (
+    batches,
+    deployment,
+    dynamics,
+    optimisation,
+    sharing,
+    statistics,
+    structure,
+    tracking,
+)
 
 FOLDER = Path(__file__).parent
-GROUPS = (structure, statistics, tracking, batches, optimisation, dynamics, deployment)
+GROUPS = (structure, sharing, statistics, tracking, batches, optimisation, dynamics, deployment)
 INTRODUCTION = """# The doctor
 
 People lose days to normalization that fails silently: good in `train()`, useless in `eval()`; frozen layers that
@@ -25,10 +34,12 @@ normkit doctor --explain NK202
 ```
 
 `net.py:build` is a module or a function without arguments that returns one, `net.py:loader` batches or a function
-that returns them: tensors, tuples (input, target) or dicts. `--loss` and `--optimizer` name functions likewise. The
-exit code is 0 where nothing was found, 1 with findings, 2 where it could not run. `--format` is text, `json`
-([schema](diagnosis.schema.json)), `sarif` or `html`; `--select NK2` and `--ignore NK101` choose by the beginning of
-a code.
+that returns them: tensors, tuples (input, target) or dicts. `--loss`, `--optimizer` and `--forward`, for batches that
+go into the model in another way, name functions likewise; `--reference` the model that this one is a copy of, or its
+checkpoint. The exit code is 0 where nothing was found, 1 with findings, 2 where it could not run. `--report FILE`
+writes the diagnosis as `.html`, `.json` ([schema](diagnosis.schema.json)), `.sarif` or `.txt`, and `--format` says what
+the standard output gets; `-o FILE` is for the weights that `--fix` repaired. What else a checkpoint holds, epoch or
+optimizer, stays in it. `--select NK2` and `--ignore NK101` choose by the beginning of a code.
 
 In Python:
 
@@ -46,9 +57,13 @@ for finding in diagnosis.findings:
 ## How it looks
 One pass of hooks over the batches records, in memory that does not grow with their number, moments and quantiles of
 what comes into each norm and goes out of it. The norms run in training mode and in evaluation mode, everything else
-in evaluation mode both times: what differs is the norms' doing. Where it differs, each norm alone goes from running
-statistics to those of the batch, and how far the output moves is its effect. With a loss there are gradients too.
-The model is as it was afterwards, random numbers included.
+in evaluation mode both times: what differs is the norms' doing. Where it differs, one backward pass estimates for all
+norms how far the output moves when one alone goes from running statistics to those of the batch; for the largest this
+is measured, and so is which of them together make the difference. With a loss there are gradients too, at each norm's
+output. The model is as it was afterwards, random numbers included.
+
+Weights stand still meanwhile. So what is said of steps, from one batch to the next, is what the order of the data
+makes, and not what training makes; of that, only what the running statistics were left with is seen.
 
 An **error** means that the model computes something else than it was trained for, or cannot be trained; a
 **warning**, that it will cost accuracy or stability; a **note** is worth knowing.
@@ -69,10 +84,10 @@ def pages() -> dict[str, str]:
             text = inspect.getdoc(check) or ""
             title, _, rest = text.partition("\n")
             body = re.sub(r"^## ", "### ", rest.strip(), flags=re.MULTILINE)
-            parts.append(f"## {check.code}\n**{title}** Severity: {check.severity}.\n\n{body}\n")
+            parts.append(f"## {check.code}\n**{title}** Severity: {check.severities()}.\n\n{body}\n")
             fix = "yes" if check.fixable else ""
             rows.append(
-                f"| [{check.code}]({name}#{check.code.lower()}) | {check.severity} | {fix} | {title} |"
+                f"| [{check.code}]({name}#{check.code.lower()}) | {check.severities()} | {fix} | {title} |"
             )
         written[name] = "\n".join(parts)
     return {"README.md": INTRODUCTION + "\n".join(rows) + "\n", **written}

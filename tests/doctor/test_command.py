@@ -175,7 +175,7 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys, "--explain", "NK202")
     assert code == 0
     assert out.startswith(
-        "NK202 (warning; --fix repairs it)\n\nRunning statistics are not those of the data."
+        "NK202 (warning or error; --fix repairs it)\n\nRunning statistics are not those of the data."
     )
     assert "## Fix safety" in out
 

@@ -60,6 +60,19 @@ def doctor(
     optimizer: Annotated[
         str | None, typer.Option(help="A function of the model that returns its optimizer, named likewise.")
     ] = None,
+    forward: Annotated[
+        str | None,
+        typer.Option(
+            help="A function of model and batch that gives the model's output, named likewise.",
+            show_default="model(input), or by the names of forward's arguments",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model is a copy of (an average's source): named likewise, or a checkpoint."
+        ),
+    ] = None,
     batches: Annotated[int, typer.Option(help="How many of them to look at.")] = 8,
     fix: Annotated[
         bool, typer.Option("--fix", help="Repair what is safe to repair, and look again.")
@@ -72,7 +85,13 @@ def doctor(
         str, typer.Option(help="Codes, or how they begin, with commas.", show_default="all")
     ] = "",
     ignore: Annotated[str, typer.Option(help="Codes to leave out, likewise.", show_default="none")] = "",
-    format: Annotated[str, typer.Option(help="text, json, html or sarif.")] = "text",
+    format: Annotated[str, typer.Option(help="Of the standard output: text, json, html or sarif.")] = "text",
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Write the diagnosis here too, as .html, .json, .sarif or .txt; may be given again."
+        ),
+    ] = None,
     explain: Annotated[str | None, typer.Option(help="Tell about a code, and do nothing else.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show where an error comes from.")] = False,
 ) -> None:
@@ -85,23 +104,31 @@ def doctor(
 
     [bold]normkit doctor net.py:build --weights last.pt --data net.py:loader[/bold]
 
+    [bold]normkit doctor net.py:build --data net.py:loader --fix --report doctor.html[/bold]
+
     [bold]normkit doctor --explain NK202[/bold]
     """
-    from normkit.doctor.command import FORMATS, explanation
+    from normkit.doctor import command
     from normkit.errors import unknown
 
     if explain is not None:
-        print(explanation(explain))
+        print(command.explanation(explain))
         return
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    if format not in command.FORMATS:
+        raise unknown("format", format, command.FORMATS)
+    for path in report or []:
+        command.format_of(path)
+    check_writable(*(report or []))
     if not target:
         raise InputError("doctor needs a model to look at: FILE.py:NAME, PACKAGE.MODULE:NAME or a checkpoint")
     from normkit.doctor.consultation import Request, consult
 
     chosen = tuple(words(select)), tuple(words(ignore))
+    named = data, weights, loss, optimizer, forward, reference
     with traced(verbose):
-        result = consult(Request(target, data, weights, loss, optimizer, batches, fix, out, *chosen))
-    FORMATS[format](result, target, console())
+        result = consult(Request(target, *named, batches, fix, out, *chosen))
+    command.show(format, result, target, console())
+    for path in report or []:
+        command.write(path, result, target)
     if result.diagnosis:
         raise typer.Exit(1)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from normkit.doctor.graph import Graph
 from normkit.doctor.kinds import CONVOLUTIONS, WEIGHTED, norm_kind
 from normkit.doctor.readings import (
-    Copy,
     Group,
     Norm,
     Optimizer,
+    Others,
     Parameter,
     Readings,
     Run,
@@ -26,35 +25,43 @@ from normkit.doctor.readings import (
 )
 from normkit.surgery.freeze import is_frozen
 
-_ALIKE = 0.5  # distance of two parts' parameters, over their length, below which one may follow the other
+
+@dataclass(frozen=True)
+class Seen:
+    """What batches showed: of the run as a whole, and of each norm and layer by its name."""
+
+    run: Run | None = None
+    traffic: Mapping[str, Traffic | None] = field(default_factory=dict[str, "Traffic | None"])
+    effects: Mapping[str, float] = field(default_factory=dict[str, float])
+    switched: Container[str] = ()
+    gradients: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def readings(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    graph: Graph | None,
-    run: Run | None = None,
-    traffic: Mapping[str, Traffic | None] | None = None,
-    effects: Mapping[str, float] | None = None,
-    gradients: Mapping[str, float] | None = None,
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, graph: Graph | None, others: Others, seen: Seen
 ) -> Readings:
-    """All readings of a model; those of batches are handed in."""
-    traffic, effects, gradients = traffic or {}, effects or {}, gradients or {}
+    """All readings of a model; what others it was compared with and what batches showed are handed in."""
     groups = _groups(optimizer)
     trains = flags_after_train(model)
-    norms = [
-        _norm(name, layer, kind, groups, trains[name], traffic.get(name), effects.get(name))
+    norms = tuple(
+        _norm(name, layer, kind, groups, trains[name], seen)
         for name, layer in model.named_modules()
         if (kind := norm_kind(layer)) is not None
-    ]
-    weights = [
-        _weight(name, model.get_submodule(name), weight, gradients.get(name), groups)
+    )
+    weights = tuple(
+        _weight(name, model.get_submodule(name), weight, seen.gradients.get(name), groups)
         for name, weight in weights_of(model).items()
-    ]
+    )
     return Readings(
-        tuple(norms), tuple(weights), graph, _optimizer(optimizer), model.training,
-        not any(module.training for module in model.modules()), run, tuple(_copies(model)), *_processes(model, norms),
-    )  # fmt: skip
+        norms,
+        weights,
+        graph,
+        _optimizer(optimizer),
+        model.training,
+        not any(module.training for module in model.modules()),
+        seen.run,
+        others,
+    )
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -78,14 +85,18 @@ def flags_after_train(model: nn.Module) -> dict[str, bool]:
             module.training = mode
 
 
+def is_synchronized(layer: nn.Module) -> bool:
+    """Whether a norm shares its statistics with other processes, where there are any."""
+    return isinstance(layer, nn.SyncBatchNorm) or getattr(layer, "process_group", None) is not None
+
+
 def _norm(
     name: str,
     layer: Any,
     kind: str,
     groups: Mapping[int, Group],
     trains: bool,
-    traffic: Traffic | None,
-    effect: float | None,
+    seen: Seen,
 ) -> Norm:
     weight = _parameter(getattr(layer, "weight", None), groups)
     bias = _parameter(getattr(layer, "bias", None), groups)
@@ -104,13 +115,14 @@ def _norm(
         trains=trains,
         frozen=is_frozen(layer),
         tracks=bool(getattr(layer, "track_running_stats", False)),
-        synchronized=isinstance(layer, nn.SyncBatchNorm) or getattr(layer, "process_group", None) is not None,
+        synchronized=is_synchronized(layer),
         weight=weight,
         bias=bias,
         running=running,
         dtype=next((p.dtype for p in layer.parameters()), None),
-        traffic=traffic,
-        effect=effect,
+        traffic=seen.traffic.get(name),
+        effect=seen.effects.get(name),
+        switched=name in seen.switched,
     )
 
 
@@ -176,66 +188,3 @@ def _optimizer(optimizer: torch.optim.Optimizer | None) -> Optimizer | None:
         group.get("decoupled_weight_decay") for group in optimizer.param_groups
     )
     return Optimizer(type(optimizer).__name__, adaptive and not decoupled, adaptive, max(steps, default=None))
-
-
-def _copies(model: nn.Module) -> Iterator[Copy]:
-    """Pairs of children of one module that are built alike, where gradients reach one and the other is near it."""
-    for name, module in model.named_modules():
-        parts = [(f"{name}.{key}" if name else key, child) for key, child in module.named_children()]
-        parts = [(key, child) for key, child in parts if any("running_mean" in k for k in child.state_dict())]
-        followers = [part for part in parts if not any(p.requires_grad for p in part[1].parameters())]
-        sources = [part for part in parts if any(p.requires_grad for p in part[1].parameters())]
-        for copy, follower in followers:
-            for source, leader in sources:
-                known, other = leader.state_dict(), follower.state_dict()
-                if {k: v.shape for k, v in known.items()} == {k: v.shape for k, v in other.items()}:
-                    weights = _distance(dict(leader.named_parameters()), dict(follower.named_parameters()))
-                    if weights < _ALIKE:
-                        yield Copy(source, copy, weights, _statistics_apart(known, other))
-
-
-def _distance(known: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    apart = sum(float((known[k].detach() - other[k].detach()).double().square().sum()) for k in known)
-    length = sum(float(value.detach().double().square().sum()) for value in known.values())
-    return (apart / max(length, 1e-300)) ** 0.5
-
-
-def _statistics_apart(known: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Of the layer where they are furthest apart."""
-    return max(
-        float(((known[k] - other[k]).double().square() / (known[_var(k)].double() + 1e-12)).mean().sqrt())
-        + float(
-            (other[_var(k)].double() + 1e-12)
-            .div(known[_var(k)].double() + 1e-12)
-            .clamp(min=1e-12)
-            .log()
-            .abs()
-            .mean()
-        )
-        for k in known
-        if k.endswith("running_mean")
-    )
-
-
-def _var(key: str) -> str:
-    return key.removesuffix("running_mean") + "running_var"
-
-
-def _processes(model: nn.Module, norms: list[Norm]) -> tuple[int, tuple[tuple[str, float], ...]]:
-    """How many processes there are, and for a wrapped model, which all of them call, where they differ."""
-    if not dist.is_available() or not dist.is_initialized():
-        return 1, ()
-    if not isinstance(model, DistributedDataParallel):
-        return dist.get_world_size(), ()
-    group: Any = model.process_group
-    disagree: list[tuple[str, float]] = []
-    for norm in norms:
-        if norm.running is not None:
-            ours = torch.stack((norm.running.mean, norm.running.var))
-            all_of_them = [torch.empty_like(ours) for _ in range(dist.get_world_size(group))]
-            dist.all_gather(all_of_them, ours, group=group)
-            means = torch.stack([theirs[0] for theirs in all_of_them])
-            apart = (means.amax(0) - means.amin(0)) / (ours[1] + norm.eps).sqrt()
-            if float(apart.max()) > 0:
-                disagree.append((norm.module, float(apart.max())))
-    return dist.get_world_size(group), tuple(disagree)

@@ -1,38 +1,172 @@
-"""Which norm makes evaluation differ from training: each alone goes from running statistics to those of the batch."""
+"""Which norms make evaluation differ from training: all of them by an estimate, the first by switching them.
+
+A norm's effect is how far the model's output moves when that norm alone goes from running statistics to those of the
+batch. One backward pass estimates it for all norms. Those of the largest estimates are switched one by one, which
+measures it, and how much of the distance between the modes it leaves; then together, those that leave least first: as
+few as leave little. A norm behind a wrong one takes that one's error away too, mostly not all of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from normkit.doctor.readings import Makers
 from normkit.doctor.taps import Tap
 from normkit.errors import InputError
 
-_MOST = 12  # norms that are switched, those whose statistics are furthest from the data's
-_WORTH_IT = 0.1  # a gap of the output, in its deviations, below which none is
+_MOST = 8  # norms that are switched one by one
+_WORTH_IT = 0.1  # a distance between the modes, in deviations of the output, below which nothing is looked at
+_LITTLE = 0.1  # of it
+Output = Callable[[Collection[str]], Tensor]
 
 
-@torch.no_grad()
-def effects(taps: Mapping[str, Tap], gap: float, output: Callable[[str | None], Tensor]) -> dict[str, float]:
-    """How far the output moves, in its deviations, by the name of the norm that was switched.
+@dataclass(frozen=True)
+class Attribution:
+    """Effects by name, in deviations of the output; which of them were measured; and what they make together."""
+
+    effects: Mapping[str, float] = field(default_factory=dict[str, float])
+    switched: frozenset[str] = frozenset()
+    makers: Makers | None = None
+
+
+def attribute(taps: Mapping[str, Tap], gap: float, output: Output) -> Attribution:
+    """Attribute the distance between the modes to norms.
 
     Args:
         taps: on the norms that train.
-        gap: of the whole model; below a tenth of a deviation nothing is switched.
-        output: of a batch, in evaluation mode but for this norm; None: in evaluation mode.
+        gap: the distance, in deviations of the output; below a tenth nothing is looked at.
+        output: of a batch, in evaluation mode but for the norms of these names.
     """
-    distances = {name: distance for name, tap in taps.items() if (distance := tap.distance()) > 0}
-    if gap < _WORTH_IT or not distances:
-        return {}
-    base = output(None)
+    told = {name: tap for name, tap in taps.items() if tap.values > 1}  # which have statistics of the batch
+    moved = {name: tap for name, tap in told.items() if tap.distance() > 0}
+    if not gap >= _WORTH_IT or not moved:
+        return Attribution()
+    with torch.no_grad():
+        base = output(())
     scale = float((base - base.mean()).square().mean().sqrt())
-    found: dict[str, float] = {}
-    for name in sorted(distances, key=lambda name: distances[name], reverse=True)[:_MOST]:
+    if (
+        not 0 < scale < math.inf
+    ):  # also where it is not a number: then the statistics are not, and that is a finding
+        return Attribution()
+    found = estimates({name: tap.layer for name, tap in moved.items()}, lambda: output(()), scale)
+    order = sorted(moved, key=lambda name: (found.get(name, 0.0), moved[name].distance()), reverse=True)
+    with torch.no_grad():
+        first, rest = order[:_MOST], order[_MOST:]
+        trained = output(told)
+        effects = {name: found[name] for name in rest if name in found}
+        left: dict[str, float] = {}
+        for name in first:
+            alone = output([name])
+            effects[name] = _length(alone - base) / scale
+            left[name] = _length(alone - trained)
+        first.sort(key=lambda name: left[name])
+        makers = _makers([*first, *rest], left[first[0]], _length(trained - base), trained, output)
+    return Attribution(effects, frozenset(first), makers)
+
+
+def _makers(order: list[str], alone: float, whole: float, trained: Tensor, output: Output) -> Makers | None:
+    """The fewest from the start of the order that leave little, found by halving; the first alone is known."""
+    if not 0 < whole < math.inf:
+        return None
+    left = {1: alone / whole}
+
+    def share_left(count: int) -> float:
+        if count not in left:
+            left[count] = _length(trained - output(order[:count])) / whole
+        return left[count]
+
+    low, high = (1, 1) if alone <= _LITTLE * whole else (min(2, len(order)), len(order))
+    while low < high:
+        middle = (low + high) // 2
+        if share_left(middle) <= _LITTLE:
+            high = middle
+        else:
+            low = middle + 1
+    return Makers(tuple(order[:high]), share_left(high), 1 - left[1], len(order))
+
+
+def estimates(
+    layers: Mapping[str, nn.Module], output: Callable[[], Tensor], scale: float
+) -> dict[str, float]:
+    r"""The effect of each norm to first order; none where the model gives no gradients.
+
+    With :math:`\Delta_l` the difference that batch statistics make in a norm's output and :math:`J_l` the derivative
+    of the model's output by it, the effect is the length of :math:`J_l \Delta_l`. For signs :math:`v` drawn at random,
+    :math:`v^T J_l \Delta_l` has the square of that length as its mean square, a draw for each sample, and one backward
+    pass gives it for all layers: :math:`\langle J_l^T v, \Delta_l \rangle`.
+
+    Hutchinson 1990.
+
+    Args:
+        layers: by their names, in evaluation mode.
+        output: runs the model.
+        scale: deviation of the output.
+    """
+    probes = {name: _Probe(layer) for name, layer in layers.items()}
+    try:
+        with ExitStack() as stack, torch.enable_grad():
+            for probe in probes.values():
+                stack.callback(probe.layer.register_forward_hook(probe.after, with_kwargs=True).remove)
+            result = output()
+            ends = [end for probe in probes.values() for end in probe.ends]
+            if not ends or not result.requires_grad:
+                return {}
+            signs = torch.randint(0, 2, result.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+            torch.autograd.grad(result, ends, signs.to(result), allow_unused=True)
+    except (InputError, RuntimeError):  # not differentiable, or no memory for it
+        return {}
+    size, samples = result.numel(), len(result) if result.dim() else 1
+    return {name: probe.length(samples) / size**0.5 / scale for name, probe in probes.items() if probe.ends}
+
+
+class _Probe:
+    """A hook on a norm that takes the product of the output's gradient and what batch statistics change in it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.ends: list[Tensor] = []
+        self.products: list[Tensor] = []
+        self.busy = False
+
+    def after(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+        """Give the output a gradient, whatever requires one."""
+        if self.busy or not isinstance(output, Tensor) or not output.dim():
+            return None
+        end = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+        self.ends.append(end)
+        told = output.detach()
+        output = output + end
+        output.register_hook(lambda gradient: self._take(gradient, told, args, kwargs))
+        return output
+
+    @torch.no_grad()
+    def _take(self, gradient: Tensor, evaluated: Tensor, args: Any, kwargs: Any) -> None:
+        """The other output is made here and not in the forward pass, where all of them would be held at once."""
+        buffers = {name: buffer.clone() for name, buffer in self.layer.named_buffers()}
+        self.busy, self.layer.training = True, True
         try:
-            moved = output(name)
-        except InputError:  # one value per channel, which this norm refuses
-            continue
-        found[name] = float((moved - base).square().mean().sqrt()) / max(scale, 1e-300)
-    return found
+            change = functional_call(self.layer, buffers, args, kwargs) - evaluated
+        finally:
+            self.busy, self.layer.training = False, False
+        self.products.append((gradient.float() * change.float()).flatten(1).sum(1))
+
+    def length(self, samples: int) -> float:
+        """Of what the norm changes in the output; of several calls, together."""
+        if not self.products:
+            return 0.0
+        whole = samples if all(len(product) % samples == 0 for product in self.products) else 1
+        total = torch.stack([product.reshape(whole, -1).sum(1) for product in self.products]).sum(0)
+        length = float(total.double().square().sum().sqrt())
+        return length if math.isfinite(length) else 0.0
+
+
+def _length(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from normkit.doctor.graph import first_tensor, tensors_in
 from normkit.errors import InputError
-from normkit.surgery.feed import feed
 
 Loss = Callable[[Any, Any], Tensor | None]
 _TARGETS = ("labels", "label", "target", "targets")
@@ -43,10 +42,6 @@ class Batch:
         if not isinstance(self.given, (tuple, list)) or len(self.given) < 2:
             return None
         return self.given[1] if len(self.given) == 2 else tuple(self.given[1:])
-
-    def forward(self, model: nn.Module) -> Any:
-        """The model's output."""
-        return feed(model, self.given)
 
 
 def read(batches: Iterable[object]) -> Iterator[Batch]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,7 +16,7 @@ from normkit.doctor.repair import IN_CODE, Treatment
 from normkit.doctor.report import terminal
 from normkit.doctor.report.document import document
 from normkit.doctor.report.sarif import sarif
-from normkit.errors import optional, printable
+from normkit.errors import InputError, optional, printable
 
 
 def explanation(code: str) -> str:
@@ -25,7 +27,35 @@ def explanation(code: str) -> str:
     """
     check = by_code(code)
     fixable = "; --fix repairs it" if check.fixable else ""
-    return f"{check.code} ({check.severity}{fixable})\n\n{inspect.getdoc(check)}"
+    return f"{check.code} ({check.severities()}{fixable})\n\n{inspect.getdoc(check)}"
+
+
+def show(format: str, result: Result, target: str, console: Console) -> None:
+    """Write a diagnosis to where the console writes."""
+    FORMATS[format](result, target, console)
+
+
+def format_of(report: Path) -> str:
+    """The format of a file by its suffix.
+
+    Raises:
+        InputError: another suffix.
+    """
+    if report.suffix not in _BY_SUFFIX:
+        raise InputError(f"a report ends in {', '.join(_BY_SUFFIX)}, got {report}")
+    return _BY_SUFFIX[report.suffix]
+
+
+def write(report: Path, result: Result, target: str) -> None:
+    """Write a diagnosis to a file, all of it at once, in the format of its suffix."""
+    text = StringIO()
+    show(
+        format_of(report),
+        result,
+        target,
+        Console(file=text, width=120, soft_wrap=True, markup=False, highlight=False),
+    )
+    report.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _text(result: Result, target: str, console: Console) -> None:
@@ -46,24 +76,26 @@ def _kept(result: Result, treatment: Treatment) -> Iterator[str]:
         return
     where = "not written; -o FILE keeps them" if result.written is None else printable(str(result.written))
     yield f"weights: {where}"
+    if result.dropped:
+        yield f"not in it, for it holds tensors alone: {printable(', '.join(result.dropped))}"
     in_code = sorted({code for repair in treatment.repairs for code in repair.codes} & set(IN_CODE))
     if in_code:
         yield f"to be set in the code, as weights do not hold it: what fixed {', '.join(in_code)}"
 
 
 def _json(result: Result, target: str, console: Console) -> None:
-    print(document(result.diagnosis, target, version("normkit"), result.treatment))
+    console.file.write(document(result.diagnosis, target, version("normkit"), result.treatment) + "\n")
 
 
 def _sarif(result: Result, target: str, console: Console) -> None:
-    print(sarif(result.diagnosis, target, version("normkit")))
+    console.file.write(sarif(result.diagnosis, target, version("normkit")) + "\n")
 
 
 def _html(result: Result, target: str, console: Console) -> None:
     optional("jinja2", "lab")
     from normkit.doctor.report.page import page
 
-    print(page(result.diagnosis, target, version("normkit"), result.treatment))
+    console.file.write(page(result.diagnosis, target, version("normkit"), result.treatment) + "\n")
 
 
 FORMATS: dict[str, Callable[[Result, str, Console], None]] = {
@@ -72,3 +104,4 @@ FORMATS: dict[str, Callable[[Result, str, Console], None]] = {
     "html": _html,
     "sarif": _sarif,
 }
+_BY_SUFFIX = {".html": "html", ".json": "json", ".sarif": "sarif", ".txt": "text"}

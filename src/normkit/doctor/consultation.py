@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,17 +11,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.doctor.batches import Loss, usual_loss
-from normkit.doctor.checkpoint import check_output, is_checkpoint, read_weights, write_weights
+from normkit.doctor.checkpoint import (
+    check_output,
+    is_checkpoint,
+    keeps_others,
+    read_checkpoint,
+    read_weights,
+    write_weights,
+)
 from normkit.doctor.checks import chosen
-from normkit.doctor.diagnose import diagnose
+from normkit.doctor.diagnose import Options, diagnose
 from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.repair import Treatment, fix
 from normkit.doctor.skeleton import skeleton
 from normkit.doctor.target import blaming, load_batches, load_function, load_model
 from normkit.errors import InputError
+from normkit.surgery.feed import Forward
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Request:
     weights: Path | None = None
     loss: str | None = None
     optimizer: str | None = None
+    forward: str | None = None
+    reference: str | None = None
     batches: int = 8
     fix: bool = False
     out: Path | None = None
@@ -42,11 +52,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it; `written` is the file of repaired weights."""
+    """What came of it; `written` is the file of repaired weights, `dropped` what it lacks of the file before."""
 
     diagnosis: Diagnosis
     treatment: Treatment | None = None
     written: Path | None = None
+    dropped: tuple[str, ...] = ()
 
 
 class _Batches:
@@ -71,20 +82,28 @@ def consult(request: Request) -> Result:
     bare = is_checkpoint(request.target)
     source = Path(request.target) if bare else request.weights
     out = _output(request, source)
-    state = read_weights(Path(request.target)) if bare else None
-    model = load_model(request.target, request.weights) if state is None else skeleton(state)
+    file = None if source is None else read_checkpoint(source)
+    model = skeleton(file.weights) if bare and file else load_model(request.target, request.weights)
     data = None if request.data is None else _Batches(request.data)
-    loss = _loss(request)
-    optimizer = _optimizer(request, model)
-    codes = {"select": request.select, "ignore": request.ignore}
+    loss, optimizer = _loss(request), _optimizer(request, model)
+    options = Options(
+        forward=_forward(request, model),
+        reference=_reference(request),
+        select=request.select,
+        ignore=request.ignore,
+    )
     if not request.fix:
         some = None if data is None else islice(data, request.batches)
-        return Result(diagnose(model, some, loss, optimizer, **codes))
-    treatment = fix(model, data, loss, optimizer, probed=request.batches, **codes)
-    written = out if treatment.repairs else None
-    if written is not None:
-        write_weights({**(state or {}), **model.state_dict()}, written)
-    return Result(treatment.after, treatment, written)
+        return Result(diagnose(model, some, loss, optimizer, **options))
+    treatment = fix(model, data, loss, optimizer, probed=request.batches, **options)
+    if out is None or not treatment.repairs:
+        return Result(treatment.after, treatment)
+    state = model.state_dict()
+    if bare and file:
+        state = {key: state.get(key, value) for key, value in file.weights.items()}
+    write_weights(state, out, file)
+    dropped = file.others if file and not keeps_others(out) else []
+    return Result(treatment.after, treatment, out, tuple(dropped))
 
 
 def _check(request: Request) -> None:
@@ -94,8 +113,9 @@ def _check(request: Request) -> None:
         raise InputError(f"--batches must be 1 or more, got {request.batches}")
     if request.out is not None and not request.fix:
         raise InputError("-o is for the weights that --fix writes: give --fix too")
-    if request.loss is not None and request.data is None:
-        raise InputError("--loss is taken on batches: give --data too")
+    for option, value in (("--loss", request.loss), ("--forward", request.forward)):
+        if value is not None and request.data is None:
+            raise InputError(f"{option} is taken on batches: give --data too")
     if is_checkpoint(request.target):
         for option, value in (("--data", request.data), ("--optimizer", request.optimizer)):
             if value is not None:
@@ -143,3 +163,20 @@ def _optimizer(request: Request, model: nn.Module) -> torch.optim.Optimizer | No
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"{request.optimizer}(model) must give an optimizer, got {type(made).__name__}")
     return made
+
+
+def _forward(request: Request, model: nn.Module) -> Forward | None:
+    """The user's function of model and batch."""
+    if request.forward is None:
+        return None
+    run = load_function(request.forward)
+    return lambda batch: run(model, batch)
+
+
+def _reference(request: Request) -> nn.Module | Mapping[str, Tensor] | None:
+    """A model by name, or the weights in a file."""
+    if request.reference is None:
+        return None
+    if is_checkpoint(request.reference):
+        return read_weights(Path(request.reference))
+    return load_model(request.reference)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from normkit import processes
 from normkit.doctor.batches import Loss
 from normkit.doctor.checks import chosen, judge
 from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.probe import probe
 from normkit.errors import InputError
+from normkit.surgery.feed import Forward
+
+
+class Options(TypedDict):
+    """What of a diagnosis stays the same from one to the next."""
+
+    forward: Forward | None
+    reference: nn.Module | Mapping[str, Tensor] | None
+    select: Iterable[str]
+    ignore: Iterable[str]
 
 
 def diagnose(
@@ -21,6 +32,9 @@ def diagnose(
     loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     *,
+    forward: Forward | None = None,
+    reference: nn.Module | Mapping[str, Tensor] | None = None,
+    process_group: processes.Group = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
 ) -> Diagnosis:
@@ -32,10 +46,14 @@ def diagnose(
     random numbers come as they would have.
 
     Args:
-        model: any module, in the mode that it is used in; in one process, or wrapped and called by all of them.
+        model: any module, in the mode that it is used in; one in DistributedDataParallel by all its processes at once.
         batches: tensors, tuples (inputs..., target), or dicts; gone through once. Some 8 of the training batches do.
         loss: loss(output, target), a scalar.
         optimizer: the one that trains the model.
+        forward: runs the model on a batch, where that is not how.
+        reference: what the model is a copy of, a module or its state_dict: of a moving average or a target network its
+            source. Running statistics are compared.
+        process_group: processes that all call this, "world" for all there are; their running statistics are compared.
         select: beginnings of the codes to look for, "NK2" or "NK202"; all of them by default.
         ignore: of those to leave out.
 
@@ -44,7 +62,9 @@ def diagnose(
         fixable; true where there is one. `normkit doctor --explain CODE` tells more of a code.
 
     Raises:
-        InputError: an unknown code; batches that cannot be read; a model or loss that raises on them, with the cause.
+        InputError: an unknown code; batches that cannot be read; a model or loss that raises on them, with the cause;
+            a reference without running statistics of the same names and sizes.
+        TypeError: a process_group that is none.
 
     >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8, momentum=0.99), nn.ReLU(), nn.Linear(8, 2))
     >>> diagnose(model)
@@ -54,4 +74,8 @@ def diagnose(
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     checks = chosen(select, ignore)
-    return judge(probe(model, batches, loss, optimizer), checks)
+    processes.check_group(process_group)
+    read = probe(
+        model, batches, loss, optimizer, forward=forward, reference=reference, process_group=process_group
+    )
+    return judge(read, checks)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -129,7 +130,8 @@ def recorded(model: nn.Module) -> Generator[Callable[[Any], Graph]]:
         if is_leaf(module)
         for hook in recorder.watch(name, module)
     ]
-    handles.append(model.register_forward_pre_hook(recorder.start, with_kwargs=True, prepend=True))
+    entered = model.module if isinstance(model, DistributedDataParallel) else model
+    handles.append(entered.register_forward_pre_hook(recorder.start, with_kwargs=True, prepend=True))
     try:
         with recorder:
             yield recorder.graph

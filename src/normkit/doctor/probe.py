@@ -6,22 +6,26 @@ is then the norms' doing, and no random number is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normkit import processes
 from normkit.doctor import anatomy
-from normkit.doctor.attribution import effects
+from normkit.doctor.anatomy import Seen
+from normkit.doctor.attribution import Attribution, attribute
 from normkit.doctor.batches import Batch, Loss, read
+from normkit.doctor.copies import State, compare
 from normkit.doctor.graph import Graph, first_tensor, recorded, trace
 from normkit.doctor.kinds import norm_kind
 from normkit.doctor.readings import Gap, Readings, Run
-from normkit.doctor.taps import Tap
+from normkit.doctor.taps import Tap, length
 from normkit.doctor.target import blaming
 from normkit.statistics import Moments
+from normkit.surgery.feed import Forward, feeder
 from normkit.surgery.freeze import Frozen
 from normkit.surgery.restore import Saved, kept
 
@@ -31,23 +35,29 @@ def probe(
     batches: Iterable[object] | None,
     loss: Loss | None,
     optimizer: torch.optim.Optimizer | None,
+    *,
+    forward: Forward | None = None,
+    reference: nn.Module | State | None = None,
+    process_group: processes.Group = None,
 ) -> Readings:
-    """Read a model, and what batches do in it.
+    """Read a model, what it was compared with, and what batches do in it.
 
     Raises:
-        InputError: batches that cannot be read; a model or a loss that raises, with the cause.
+        InputError: batches that cannot be read; a model or a loss that raises, with the cause; a reference that the
+            model is no copy of.
     """
+    others = compare(model, reference, process_group)  # before anything else can fail in one process alone
     if batches is None:
-        return anatomy.readings(model, optimizer, trace(model))
-    pass_ = _Pass(model, loss, anatomy.flags_after_train(model))
+        return anatomy.readings(model, optimizer, trace(model), others, Seen())
+    pass_ = _Pass(model, loss, feeder(model, forward), anatomy.flags_after_train(model))
     with kept(model), torch.random.fork_rng(), _gradients_kept(model):
         with pass_.tapped():
             for batch in read(batches):
                 pass_.batch(batch)
-        moved = pass_.effects()
-    traffic = {name: tap.traffic() for name, tap in pass_.taps.items()}
-    gradients = {name: total / pass_.batches for name, total in pass_.gradients.items()}
-    return anatomy.readings(model, optimizer, pass_.graph, pass_.run(), traffic, moved, gradients)
+        # Synchronized norms wait for each other, and how far the modes lie apart is each process' own.
+        alone = others.processes < 2 or not any(map(anatomy.is_synchronized, model.modules()))
+        attribution = pass_.attribution() if alone else Attribution()
+    return anatomy.readings(model, optimizer, pass_.graph, others, pass_.seen(attribution))
 
 
 @contextmanager
@@ -63,8 +73,10 @@ def _gradients_kept(model: nn.Module) -> Generator[None]:
 class _Pass:
     """What is gathered from batch to batch; of these, the first alone is kept."""
 
-    def __init__(self, model: nn.Module, loss: Loss | None, trains: Mapping[str, bool]) -> None:
-        self.model, self.loss, self.trains = model, loss, trains
+    def __init__(
+        self, model: nn.Module, loss: Loss | None, feed: Forward, trains: Mapping[str, bool]
+    ) -> None:
+        self.model, self.loss, self.feed, self.trains = model, loss, feed, trains
         self.modules = list(model.named_modules())
         self.weights = anatomy.weights_of(model)
         self.statistics = Saved(model.buffers())
@@ -137,7 +149,7 @@ class _Pass:
 
     def _forward(self, batch: Batch) -> Any:
         with blaming(f"the model fails on batch {self.batches - 1}"):
-            return batch.forward(self.model)
+            return self.feed(batch.given)
 
     def _loss(self, output: Any, batch: Batch, mode: int) -> Tensor | None:
         """The loss, which counts for the mode that the model was in."""
@@ -153,10 +165,7 @@ class _Pass:
     def _take_gradients(self) -> None:
         for name, weight in self.weights.items():
             if weight.grad is not None:
-                length = float(weight.grad.norm())
-                if not 1e-15 < length < 1e15:  # its square may not be a float32
-                    length = float(weight.grad.norm(dtype=torch.float64))
-                self.gradients[name] = self.gradients.get(name, 0.0) + length
+                self.gradients[name] = self.gradients.get(name, 0.0) + length(weight.grad)
 
     def _take_input(self, batch: Batch) -> None:
         """Moments by feature: the last axis of (N, L, C), else the second one."""
@@ -170,22 +179,27 @@ class _Pass:
         """Between the outputs, in deviations of them; None where they do not vary."""
         return (self.distance / self.length) ** 0.5 if self.length > 0 else None
 
-    def run(self) -> Run:
-        """What the batches were as a whole."""
+    def seen(self, attribution: Attribution) -> Seen:
+        """What the batches showed as a whole."""
         losses = [None if total is None else total / self.batches for total in self.losses]
         apart = self._gap()
-        gap = None if apart is None else Gap(apart, *losses)
-        return Run(self.batches, self.least, self.most, self.input, gap)
+        gap = None if apart is None else Gap(apart, losses[0], losses[1], attribution.makers)
+        return Seen(
+            run=Run(self.batches, self.least, self.most, self.input, gap),
+            traffic={name: tap.traffic() for name, tap in self.taps.items()},
+            effects=attribution.effects,
+            switched=attribution.switched,
+            gradients={name: total / self.batches for name, total in self.gradients.items()},
+        )
 
-    def effects(self) -> dict[str, float]:
-        """How far each norm alone moves the output of the first batch."""
+    def attribution(self) -> Attribution:
+        """What each norm makes of the distance between the modes, on the first batch."""
         first, apart = self.first, self._gap()
         if first is None or apart is None:
-            return {}
+            return Attribution()
 
-        def output(norm: str | None) -> Tensor:
-            self._switch({} if norm is None else {norm: True})
+        def output(norms: Collection[str]) -> Tensor:
+            self._switch(dict.fromkeys(norms, True))
             return first_tensor(self._forward(first)).double()
 
-        taps = {name: tap for name, tap in self.taps.items() if self.trains[name]}
-        return effects(taps, apart, output)
+        return attribute({name: tap for name, tap in self.taps.items() if self.trains[name]}, apart, output)

@@ -5,6 +5,7 @@ Tensors here are copies in float64 on the CPU, so that a check can compute and c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -75,10 +76,14 @@ class Traffic:
             less than one each. The median over channels; NaN in batches of one.
         scatter: variance of the batches' means over what batches drawn alike would show; the median over channels.
             1 where they are drawn alike; NaN below 4 batches.
-        padded: share of positions at the ends of sequences that repeat the position before them.
+        apart: deviation of the batches' means, in deviations of the values; likewise.
+        drift: root mean square step from one batch's mean to that of the next, in deviations; likewise. Weights stand
+            still, so this is what the order of the data makes.
+        padded: share of places that look like padding; see `padding`.
         masked: whether a mask was given.
         predicted: the input as running statistics normalize it; where they are right, of mean 0 and variance 1.
         outputs: the output, training mode.
+        gradient: Euclidean norm of the loss's gradient by the output, mean over the calls; None without a loss.
         dtype: of the input.
     """
 
@@ -92,12 +97,21 @@ class Traffic:
     high: Tensor
     effective: float
     scatter: float
+    apart: float
     drift: float
     padded: float
     masked: bool
     predicted: Sketch
     outputs: Sketch
+    gradient: float | None
     dtype: torch.dtype
+
+    @property
+    def order(self) -> float:
+        """Mean square step between successive batches over twice their variance (von Neumann 1941): 1 in any order,
+        towards 0 where batches are sorted or drift, 2 where two kinds of them take turns.
+        """
+        return self.drift**2 / (2 * self.apart**2) if self.apart > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +129,8 @@ class Norm:
         tracks: its attribute `track_running_stats`.
         synchronized: whether processes share its statistics.
         effect: how far the model's output moves, in deviations of it, when this norm alone goes from running to
-            batch statistics; None where that was not measured.
-        gradient: norm of the gradient of its weight, mean over the batches.
+            batch statistics; None where that was not looked at.
+        switched: whether that was measured; else it is an estimate of first order.
     """
 
     module: str
@@ -138,6 +152,7 @@ class Norm:
     dtype: torch.dtype | None
     traffic: Traffic | None
     effect: float | None
+    switched: bool
 
     @property
     def by_batch(self) -> bool:
@@ -166,6 +181,23 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Makers:
+    """Which norms make evaluation differ from training, on the first batch.
+
+    Attributes:
+        modules: those of the largest effects, as few as together leave a tenth of the distance or less.
+        left: the share of the distance that is left once these go by the batch.
+        alone: the share that the first of them alone takes away; less than 0 where it adds to it.
+        among: of how many.
+    """
+
+    modules: tuple[str, ...]
+    left: float
+    alone: float
+    among: int
+
+
+@dataclass(frozen=True)
 class Gap:
     """Training mode beside evaluation mode, of norms alone: dropout was off in both.
 
@@ -173,11 +205,13 @@ class Gap:
         output: distance of the outputs, in deviations of the output in training mode.
         loss: in training mode; None without a loss.
         loss_evaluated: in evaluation mode.
+        makers: None where the modes hardly differ, or it could not be told.
     """
 
     output: float
     loss: float | None
     loss_evaluated: float | None
+    makers: Makers | None
 
 
 @dataclass(frozen=True)
@@ -201,12 +235,35 @@ class Run:
 
 @dataclass(frozen=True)
 class Copy:
-    """Two parts of a model that are alike: one that no gradient reaches, which follows the other."""
+    """Two parts of a model that are alike, of which one follows the other; or a model that follows a reference.
+
+    Attributes:
+        source: the part that is followed; empty for a reference.
+        copy: the part that follows; empty for the model itself.
+        weights: distance of the parameters, over their length.
+        layers: of each layer's running statistics: root mean square distance of the means, in running deviations, and
+            mean log ratio of the variances, summed.
+    """
 
     source: str
     copy: str
-    weights: float  # distance of the parameters, over their length
-    statistics: float  # root mean square distance of the running means, in running deviations
+    weights: float
+    layers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Others:
+    """What the model was compared with: its copies, and itself in other processes.
+
+    Attributes:
+        copies: within the model, and of the reference.
+        processes: how many share the work; 1 for a process alone.
+        disagree: norms whose running statistics differ between processes, with the distance in deviations.
+    """
+
+    copies: tuple[Copy, ...]
+    processes: int
+    disagree: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -217,8 +274,6 @@ class Readings:
         training: the model's flag.
         evaluates: whether every module is in evaluation mode.
         graph: None where neither torch.fx nor a batch gave one.
-        processes: how many share the work; 1 for a process alone.
-        disagree: norms whose running statistics differ between processes, with the distance in deviations.
     """
 
     norms: tuple[Norm, ...]
@@ -228,9 +283,7 @@ class Readings:
     training: bool
     evaluates: bool
     run: Run | None
-    copies: tuple[Copy, ...]
-    processes: int
-    disagree: tuple[tuple[str, float], ...]
+    others: Others
 
     def norm(self, module: str) -> Norm | None:
         """The norm of a name."""

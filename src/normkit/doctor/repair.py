@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.doctor.batches import Loss
-from normkit.doctor.diagnose import diagnose
+from normkit.doctor.diagnose import Options, diagnose
 from normkit.doctor.diagnosis import Diagnosis
 from normkit.errors import InputError
+from normkit.surgery.feed import Forward
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.recalibrate import recalibrate
 
 _BY_DATA = ("NK201", "NK202", "NK203", "NK301", "NK302", "NK303", "NK601")  # statistics that are taken anew
+_NOTABLE = 0.01  # of the loss
 _NO_DATA = "statistics are taken from data: give --data"
 Undo = Callable[[], object]
 _Change = Callable[[Any], tuple[str, Undo]]
@@ -50,6 +52,12 @@ class Treatment:
         """Likewise, once repaired."""
         return _loss(self.after)
 
+    @property
+    def worse(self) -> bool:
+        """Whether the loss rose by a hundredth or more."""
+        before, after = self.loss_before, self.loss_after
+        return before is not None and after is not None and after - before > _NOTABLE * abs(before)
+
 
 def _loss(diagnosis: Diagnosis) -> float | None:
     run = diagnosis.readings.run
@@ -62,6 +70,8 @@ def fix(
     loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     *,
+    forward: Forward | None = None,
+    reference: nn.Module | Mapping[str, Tensor] | None = None,
     probed: int = 8,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -72,10 +82,12 @@ def fix(
     what is to stay frozen, at these. Where a repair raises, the model is as it was.
 
     Args:
-        model: as of `diagnose`, as are loss, optimizer, select and ignore.
+        model: as of `diagnose`, as are loss, optimizer, forward, reference, select and ignore.
         batches: gone through several times: a list or a DataLoader, no generator.
         loss: shown before and after.
         optimizer: that of the model.
+        forward: runs the model on a batch, where that is not how.
+        reference: what the model is a copy of.
         probed: how many of the batches a diagnosis looks at.
         select: beginnings of the codes to repair.
         ignore: of those to leave.
@@ -91,16 +103,18 @@ def fix(
             "batches must be something to go through several times, got a generator: give a list"
         )
 
+    select, ignore = tuple(select), tuple(ignore)
+
     def look() -> Diagnosis:
         some = None if batches is None else islice(batches, probed)
-        return diagnose(model, some, loss, optimizer, select=tuple(select), ignore=tuple(ignore))
+        known = Options(forward=forward, reference=reference, select=select, ignore=ignore)
+        return diagnose(model, some, loss, optimizer, **known)
 
-    select, ignore = tuple(select), tuple(ignore)
     before = look()
     repairs: list[Repair] = []
     undone: list[Undo] = []
     try:
-        for repair, undo in _repairs(model, before, batches):
+        for repair, undo in _repairs(model, before, batches, forward):
             repairs.append(repair)
             undone.append(undo)
         after = look()
@@ -114,13 +128,13 @@ def fix(
 
 
 def _repairs(
-    model: nn.Module, before: Diagnosis, batches: Iterable[object] | None
+    model: nn.Module, before: Diagnosis, batches: Iterable[object] | None, forward: Forward | None
 ) -> Iterator[tuple[Repair, Undo]]:
     """Each repair as it is done, and how to undo it."""
     yield from _changed(model, before, _SWITCHES)
     codes = tuple(sorted({finding.code for finding in before.findings} & set(_BY_DATA)))
     if codes and batches is not None:
-        result = recalibrate(model, batches)
+        result = recalibrate(model, batches, forward=forward)
         what = f"statistics of {len(result.rows)} layers taken anew from {result.batches} batches"
         yield Repair(codes, what), result.undo
     yield from _changed(model, before, _FREEZES)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor.kinds import norm_kind
+from normkit.doctor.padding import padding
 from normkit.doctor.readings import Traffic
 from normkit.doctor.sketch import Sketch
 from normkit.statistics import Moments
@@ -29,11 +30,14 @@ class Tap:
         self.dtype = torch.float32
         self.moments: dict[str, Moments] = {}
         self.batch_means: Moments | None = None
+        self.last_mean: Tensor | None = None
+        self.steps = torch.zeros(())  # squares of the differences of successive batches' means, summed
         self.spread = self.expected = torch.zeros(())  # of values, and of batch means drawn alike
         self.batches = 0
         self.sampled = 0
         self.low = self.high = torch.zeros(())
-        self.positions = self.repeated = 0
+        self.places = self.padded = 0
+        self.gradients = self.calls = 0.0
         self.predicted, self.outputs = Sketch(), Sketch()
         self.evaluates = False  # which pass is under way
         self.lonely = False  # whether batch statistics would be of one value
@@ -80,6 +84,12 @@ class Tap:
         self.low = low if first else torch.minimum(self.low, low)
         self.high = high if first else torch.maximum(self.high, high)
         self.outputs.add(_sampled(y, _QUANTILES))
+        if output.requires_grad:
+            output.register_hook(self._take_gradient)
+
+    def _take_gradient(self, gradient: Tensor) -> None:
+        self.gradients += length(gradient)
+        self.calls += 1
 
     def _take(self, x: Tensor, whole: Tensor) -> None:
         """An input in training mode, as (N, C, S) and as it came."""
@@ -89,6 +99,9 @@ class Tap:
         self.batches += 1
         batch_mean = Moments(torch.ones(()).double(), moments.mean, torch.zeros_like(moments.mean))
         self.batch_means = batch_mean if self.batch_means is None else self.batch_means.merge(batch_mean)
+        if self.last_mean is not None:
+            self.steps = self.steps + (moments.mean - self.last_mean).square()
+        self.last_mean = moments.mean
         if x.shape[0] > 1:
             self.sampled += 1
             self.spread = self.spread + moments.var(unbiased=True)
@@ -99,12 +112,9 @@ class Tap:
             self.predicted.add(
                 (some - running_mean[:, None]) / (running_var[:, None] + self.layer.eps).sqrt()
             )
-        if whole.dim() == 3 and self.kind in ("batch", "mixed"):
-            same = (whole[:, :, 1:] == whole[:, :, :-1]).all(1)
-            tails = same.flip(1).long().cumprod(1).sum(1)
-            if int(tails.max() if tails.numel() else 0) > 1 and int(tails.min()) < int(tails.max()):
-                self.repeated += int(tails.sum())
-            self.positions += whole.shape[0] * whole.shape[2]
+        padded, places = padding(whole.detach(), self.kind, len(getattr(self.layer, "normalized_shape", ())))
+        self.padded += padded
+        self.places += places
 
     def _merge(self, name: str, moments: Moments) -> None:
         known = self.moments.get(name)
@@ -141,7 +151,7 @@ class Tap:
         """What went through; None of nothing."""
         if set(self.moments) != {"input", "input_evaluated", "output", "output_evaluated"}:
             return None
-        effective = scatter = drift = math.nan
+        effective = scatter = apart = drift = math.nan
         if self.sampled and self.batch_means is not None:
             expected, spread = self.expected / self.sampled, self.spread / self.sampled
             moving = spread > 0
@@ -152,12 +162,23 @@ class Tap:
                 if self.batch_means.count >= _LEAST_BATCHES:
                     between = self.batch_means.var(unbiased=True)
                     scatter = float((between / expected.clamp(min=1e-300))[moving].median())
-                    drift = float((between / spread.clamp(min=1e-300))[moving].median().sqrt())
+                    apart = float((between / spread.clamp(min=1e-300))[moving].median().sqrt())
+                    steps = self.steps / (self.batches - 1)
+                    drift = float((steps / spread.clamp(min=1e-300))[moving].median().sqrt())
         return Traffic(
             self.samples, self.values, **self.moments, low=self.low, high=self.high, effective=effective,
-            scatter=scatter, drift=drift, padded=self.repeated / max(1, self.positions), masked=self.masked,
+            scatter=scatter, apart=apart, drift=drift, padded=self.padded / max(1, self.places), masked=self.masked,
             predicted=self.predicted, outputs=self.outputs, dtype=self.dtype,
+            gradient=self.gradients / self.calls if self.calls else None,
         )  # fmt: skip
+
+
+def length(gradient: Tensor) -> float:
+    """Its Euclidean norm."""
+    found = float(gradient.norm())
+    if 1e-15 < found < 1e15:
+        return found
+    return float(gradient.norm(dtype=torch.float64))  # the square may not be a float32
 
 
 def _input(args: Any, kwargs: Any) -> Tensor | None:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from normkit.doctor.checkpoint import is_checkpoint, read_weights
+from normkit.doctor.checkpoint import SUFFIXES, is_checkpoint, read_weights
 from normkit.errors import InputError, one_line, unknown
 
 FORMS = "FILE.py:NAME or PACKAGE.MODULE:NAME"
@@ -100,6 +100,11 @@ def blaming(what: str) -> Generator[None, None, None]:
 def _named(target: str) -> object:
     """What the name stands for."""
     where, _, name = target.rpartition(":")
+    if (not where or not name) and Path(target).is_file():
+        raise InputError(
+            f"{target} is a file of a kind that is refused: a pickle can run code when it is loaded; save "
+            f"model.state_dict() as {' or '.join(SUFFIXES[:2])}, or name the model, {FORMS}"
+        )
     if not where or not name:
         raise InputError(f"a target is {FORMS}, got {target!r}")
     if not where.endswith(".py"):

@@ -168,7 +168,8 @@ STATISTICS = [
     _ill("one layer reset", _damaged("resnet", reset("blocks.1.norm1")), ("NK201", "blocks.1.norm1")),
     _ill("one mean moved", _damaged("resnet", moved("blocks.0.norm2", mean=3)), ("NK202", "blocks.0.norm2"),
          ("NK601", "blocks.0.norm2")),
-    _ill("one variance moved", _damaged("mobilenet", moved("inverted.body.4", var=30)), ("NK202", "inverted.body.4")),
+    _ill("one variance moved", _damaged("mobilenet", moved("inverted.body.4", var=30)), ("NK202", "inverted.body.4"),
+         ("NK601", "inverted.body.4")),
     _ill("generator with stale statistics", _damaged("generator", moved("2", mean=2, var=4)), ("NK202", "2")),
     _ill("weights averaged", averaged, ("NK202", "module.inverted.body.1")),
     _ill("data of another domain", another_domain, ("NK202", "stem.1")),
@@ -188,5 +189,5 @@ STATISTICS = [
     _ill("bfloat16 layer", _damaged("resnet", lambda model: model.stem[1].bfloat16(), data=False), ("NK204", "stem.1")),
     _ill("target network", target_network, ("NK205", "target")),
     _ill("sorted by class", sorted_by_class, ("NK402", "body.1")),
-    _ill("two domains in turns", two_domains, ("NK402", "stem.1")),
+    _ill("two domains in turns", two_domains, ("NK402", "stem.1"), ("NK601", "stem.1")),
 ]  # fmt: skip

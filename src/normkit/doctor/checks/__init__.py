@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from normkit.doctor.checks import batches, deployment, dynamics, optimisation, statistics, structure, tracking
+from normkit.doctor.checks import (
+    batches,
+    deployment,
+    dynamics,
+    optimisation,
+    sharing,
+    statistics,
+    structure,
+    tracking,
+)
 from normkit.doctor.checks.check import Check
 from normkit.doctor.diagnosis import SEVERITIES, Diagnosis
 from normkit.doctor.readings import Readings
@@ -12,6 +21,7 @@ from normkit.errors import InputError, unknown
 
 CHECKS: tuple[type[Check], ...] = (
     *structure.CHECKS,
+    *sharing.CHECKS,
     *statistics.CHECKS,
     *tracking.CHECKS,
     *batches.CHECKS,

@@ -12,11 +12,18 @@ from normkit.doctor.graph import Graph
 from normkit.doctor.readings import Readings
 
 _FEW = 12  # values that a statistic is worth; the variance is then off by 40%
+_PADDED = 0.05  # of the places that share a statistic
 _SCATTER = 5.0  # variance of batch means, over what batches drawn alike show
+_SORTED = 0.4  # mean square step between successive means, over twice their variance
 _LARGE, _UNEVEN = 20.0, 100.0
 
 
-class FewSamples(Check):
+class FewSamples(
+    Check,
+    code="NK401",
+    severity="warning",
+    remedy="a larger batch, nk.synchronize over processes, or group norm in its place",
+):
     """A statistic of too few values that are independent of each other.
 
     ## What it does
@@ -40,12 +47,7 @@ class FewSamples(Check):
     Not fixed: the batch size is not the model's.
     """
 
-    code = "NK401"
-    severity = "warning"
-    remedy = "a larger batch, nk.synchronize over processes, or group norm in its place"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm in seen.norms:
             if not norm.by_batch or norm.traffic is None or not norm.trains or norm.synchronized:
                 continue
@@ -60,15 +62,21 @@ class FewSamples(Check):
                 )
 
 
-class BatchesDiffer(Check):
+class BatchesDiffer(
+    Check,
+    code="NK402",
+    severity="warning",
+    remedy="shuffle the data; for domains that stay apart, nk.domain(name)",
+):
     """Batches that are not drawn alike: sorted by class, or from several domains.
 
     ## What it does
-    Compares how much the batches' means scatter with how much they would if every batch were drawn from all data.
+    Compares how much the batches' means scatter with how much they would if every batch were drawn from all data, and
+    how far they move from one batch to the next: little where data are sorted or drift, much where kinds take turns.
 
     ## Why is this bad
     Each batch is normalized by statistics that tell where it came from, and the model learns to use them; in
-    evaluation they are an average that no batch has.
+    evaluation they are an average that no batch has, or where data are sorted, those of the last ones.
 
     ## Example
     ```python
@@ -83,31 +91,43 @@ class BatchesDiffer(Check):
     Not fixed: the order of the data is not the model's.
     """
 
-    code = "NK402"
-    severity = "warning"
-    remedy = "shuffle the data; for domains that stay apart, nk.domain(name)"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         first = next(
             (n for n in seen.norms if n.by_batch and n.traffic and n.traffic.scatter > _SCATTER), None
         )
-        if first is not None and first.traffic is not None and first.traffic.drift > 0.1:
+        if first is not None and first.traffic is not None and first.traffic.apart > 0.1:
+            traffic = first.traffic
             yield self.finding(
                 first.module,
-                f"means of batches scatter by {first.traffic.drift:.2g} deviations, their variance "
-                f"{first.traffic.scatter:.2g} times that of batches drawn alike",
-                scatter=first.traffic.scatter,
-                drift=first.traffic.drift,
+                f"means of batches scatter by {traffic.apart:.2g} deviations, their variance {traffic.scatter:.2g} "
+                f"times that of batches drawn alike; from one batch to the next they move by {traffic.drift:.2g}"
+                + _order(traffic.order),
+                scatter=traffic.scatter,
+                apart=traffic.apart,
+                drift=traffic.drift,
             )
 
 
-class PaddingInStatistics(Check):
-    """Padding counts in a batch norm's statistics.
+def _order(order: float) -> str:
+    """What it says; batches in any order do either once in 20 times where there are 4, once in 45 of 8."""
+    if order < _SORTED:
+        return ": they are sorted, or drift"
+    return ": two kinds take turns" if order > 2 - _SORTED else ""
+
+
+class PaddingInStatistics(
+    Check,
+    code="NK403",
+    severity="warning",
+    remedy="use a norm of ours and give it mask=, or one over the features of each place alone",
+):
+    """Padding counts in a norm's statistics.
 
     ## What it does
-    For batch norms over sequences, the share of positions at the ends that repeat the one before them, where samples
-    differ in how many; nothing where a mask is given.
+    For norms whose statistics are shared by places, the share of places that are constant and differ in number from
+    sample to sample: positions at one end of sequences, rows of flattened sequences, borders of images at their far
+    sides (padded to the largest) or at opposite ones (letterboxed). Layer and RMS norms are looked at where they work
+    on positions and features together; nothing is reported where a mask is given.
 
     ## Why is this bad
     Padding is a constant. It draws the mean to itself and the variance down, by as much as the batch happens to be
@@ -123,32 +143,34 @@ class PaddingInStatistics(Check):
     ```
 
     ## Remedy
-    `nk.BatchNorm1d`, called with `mask=`; or layer norm.
+    `nk.BatchNorm1d` and `nk.BatchNorm2d`, called with `mask=`; or layer norm over the features.
 
     ## Fix safety
     Not fixed: the mask is known to the model's forward alone.
     """
 
-    code = "NK403"
-    severity = "warning"
-    remedy = "use nk.BatchNorm1d and give it mask=, or layer norm"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
-            if norm.by_batch and traffic.padded > 0.05 and not traffic.masked:
+            if traffic.padded > _PADDED and not traffic.masked:
                 yield self.finding(
                     norm.module,
-                    f"{traffic.padded:.0%} of the positions in its statistics look like padding",
+                    f"{traffic.padded:.0%} of the places in its statistics look like padding",
                     share=traffic.padded,
                 )
 
 
-class BatchOfOne(Check):
+class BatchOfOne(
+    Check,
+    code="NK404",
+    severity="error",
+    also="warning",
+    remedy="DataLoader(..., drop_last=True); for batches that are always of one, group norm",
+):
     """A batch of one sample in training.
 
     ## What it does
-    Looks for batches of one sample, where norms take statistics over the batch.
+    Looks for batches of one sample, where norms take statistics over the batch. A warning where there is space, which
+    leaves more than one value per channel.
 
     ## Why is this bad
     One value per channel has no variance, and torch raises; with space there is one, of this sample alone. Mostly it
@@ -167,12 +189,7 @@ class BatchOfOne(Check):
     Not fixed: batches are not the model's.
     """
 
-    code = "NK404"
-    severity = "error"
-    remedy = "DataLoader(..., drop_last=True); for batches that are always of one, group norm"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
             if (
                 norm.by_batch
@@ -195,7 +212,12 @@ class BatchOfOne(Check):
                 )
 
 
-class UnscaledInput(Check):
+class UnscaledInput(
+    Check,
+    code="NK405",
+    severity="warning",
+    remedy="standardize each feature by the training data, or put a norm first",
+):
     """Inputs far from mean 0 and deviation 1.
 
     ## What it does
@@ -219,12 +241,7 @@ class UnscaledInput(Check):
     Not fixed: preprocessing is not the model's.
     """
 
-    code = "NK405"
-    severity = "warning"
-    remedy = "standardize each feature by the training data, or put a norm first"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         moments = seen.run.input if seen.run else None
         if moments is None or _norm_comes_first(seen.graph):
             return

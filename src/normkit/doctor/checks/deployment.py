@@ -14,7 +14,12 @@ from normkit.doctor.readings import Readings
 _LOCAL = 16  # samples of a process
 
 
-class Unfolded(Check):
+class Unfolded(
+    Check,
+    code="NK701",
+    severity="note",
+    remedy="fold it into the layer before it: nk.fold(model)",
+):
     """A batch norm that could be part of the layer before it.
 
     ## What it does
@@ -39,12 +44,7 @@ class Unfolded(Check):
     Not fixed: the layers and the keys of the state_dict change.
     """
 
-    code = "NK701"
-    severity = "note"
-    remedy = "fold it into the layer before it: nk.fold(model)"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         if seen.graph is None or not seen.evaluates:
             return
         for norm, _ in tracked(seen):
@@ -58,7 +58,12 @@ class Unfolded(Check):
                         )
 
 
-class Unsynchronized(Check):
+class Unsynchronized(
+    Check,
+    code="NK702",
+    severity="warning",
+    remedy="nk.synchronize(model) in every process, before it is wrapped",
+):
     """Several processes, each with statistics of its own few samples.
 
     ## What it does
@@ -79,25 +84,25 @@ class Unsynchronized(Check):
     Not fixed: it has to happen in every process.
     """
 
-    code = "NK702"
-    severity = "warning"
-    remedy = "nk.synchronize(model) in every process, before it is wrapped"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        if seen.processes < 2 or (seen.run is not None and seen.run.least >= _LOCAL):
+        if seen.others.processes < 2 or (seen.run is not None and seen.run.least >= _LOCAL):
             return
         for norm in seen.norms:
             if norm.by_batch and not norm.synchronized and norm.trains and not norm.frozen:
                 local = f", {seen.run.least} samples each" if seen.run else ""
                 yield self.finding(
                     norm.module,
-                    f"{seen.processes} processes{local}, and statistics of each alone",
-                    processes=seen.processes,
+                    f"{seen.others.processes} processes{local}, and statistics of each alone",
+                    processes=seen.others.processes,
                 )
 
 
-class SmallEps(Check):
+class SmallEps(
+    Check,
+    code="NK703",
+    severity="warning",
+    remedy="set eps to 1e-5, and train or recalibrate with it",
+):
     """An eps that its dtype does not know.
 
     ## What it does
@@ -119,12 +124,7 @@ class SmallEps(Check):
     Not fixed: eps is part of what was trained.
     """
 
-    code = "NK703"
-    severity = "warning"
-    remedy = "set eps to 1e-5, and train or recalibrate with it"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm in seen.norms:
             if norm.kind == "other":
                 continue

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
+from statistics import median_low
 
 from normkit.doctor.checks.check import Check
 from normkit.doctor.checks.readers import in_order, trafficked
 from normkit.doctor.diagnosis import Finding
 from normkit.doctor.graph import Graph
-from normkit.doctor.readings import Norm, Readings
+from normkit.doctor.readings import Makers, Norm, Readings
 
 _GAP, _WIDE_GAP = 0.5, 1.0  # deviations of the output
+_LEFT = 0.1  # of the gap, to what was not found
+_NAMED = 4  # norms
 _DEAD, _SATURATED = 0.3, 0.5  # share of channels, of outputs
 _FLAT = {
     "sigmoid": 4.0,
@@ -26,12 +30,21 @@ _DECADES = 3.0  # of the gradients, from one end of the model to the other
 _DEEP = 4  # layers with weights, below which depth is not looked at
 
 
-class ModeGap(Check):
+class ModeGap(
+    Check,
+    code="NK601",
+    severity="warning",
+    also="error",
+    fixable=True,
+    remedy="see the findings of the layer that is named; mostly nk.recalibrate(model, batches)",
+):
     """The model in evaluation is another one than in training.
 
     ## What it does
-    Runs each batch with norms in both modes, dropout off, and compares outputs and losses. Then each norm alone goes
-    from running to batch statistics, and the one that moves the output furthest is named.
+    Runs each batch with norms in both modes, dropout off, and compares outputs and losses. Then it is looked at what
+    each norm makes of this: how far the output moves when it alone goes from running to batch statistics, measured for
+    the 8 of the largest effect by an estimate from one backward pass, which stands for the others. The fewest of them
+    that together leave a tenth or less are named; what they make together and not alone is their interaction.
 
     ## Why is this bad
     Good in `train()`, useless in `eval()`. An error from a deviation of the output on, or where the loss in
@@ -52,13 +65,7 @@ class ModeGap(Check):
     Safe with `--data`: recalibration, and the loss before and after is shown.
     """
 
-    code = "NK601"
-    severity = "warning"
-    remedy = "see the findings of the layer that is named; mostly nk.recalibrate(model, batches)"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         gap = seen.run.gap if seen.run else None
         if gap is None or not (gap.output > _GAP or math.isnan(gap.output)) or _fresh(seen):
             return
@@ -70,14 +77,39 @@ class ModeGap(Check):
             )
             worse = not gap.loss_evaluated <= 2 * gap.loss or not math.isfinite(gap.loss_evaluated)
             worse = worse and not gap.loss_evaluated - gap.loss <= 0.1
-        worst = max(seen.norms, key=lambda norm: norm.effect or 0.0)
-        share = f"; {worst.module!r} alone makes {worst.effect:.2g}" if worst.effect else ""
+        makers = gap.makers
         yield self.finding(
-            worst.module if worst.effect else "",
-            f"outputs in training and evaluation mode lie {gap.output:.2g} deviations apart{share}{losses}",
+            makers.modules[0] if makers else "",
+            f"outputs in training and evaluation mode lie {gap.output:.2g} deviations apart"
+            + (f"; {_made_by(makers)}" if makers else "")
+            + losses,
             "error" if worse or not gap.output <= _WIDE_GAP else None,
             output=gap.output,
+            **(
+                {"alone": makers.alone, "together": 1 - makers.left, "norms": len(makers.modules)}
+                if makers
+                else {}
+            ),
         )
+
+
+def _made_by(makers: Makers) -> str:
+    """Who makes the gap, alone and together, and what is left and why."""
+    first, *others = makers.modules
+    alone = f"{first!r} alone makes {max(0.0, makers.alone):.0%} of it"
+    if not others:
+        return alone + (f" (1 of {makers.among} norms)" if makers.among > 1 else "")
+    named = ", ".join(map(repr, others[: _NAMED - 1]))
+    more = f" and {len(others) - _NAMED + 1} more" if len(others) >= _NAMED else ""
+    together = (
+        f"together with {named}{more} ({len(makers.modules)} of {makers.among} norms) {1 - makers.left:.0%}"
+    )
+    left = (
+        ""
+        if makers.left <= _LEFT
+        else f"; {makers.left:.0%} is left to norms whose statistics cannot be exchanged"
+    )
+    return f"{alone}, {together}: what each makes depends on the others{left}"
 
 
 def _fresh(seen: Readings) -> bool:
@@ -95,7 +127,12 @@ def _activation_after(graph: Graph | None, norm: Norm) -> str:
     return ""
 
 
-class DeadUnits(Check):
+class DeadUnits(
+    Check,
+    code="NK602",
+    severity="warning",
+    remedy="lower the learning rate, use a leaky activation, or prune these channels",
+):
     """Channels behind a norm that no sample switches on.
 
     ## What it does
@@ -118,12 +155,7 @@ class DeadUnits(Check):
     Not fixed: a bias is learned.
     """
 
-    code = "NK602"
-    severity = "warning"
-    remedy = "lower the learning rate, use a leaky activation, or prune these channels"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
             if _activation_after(seen.graph, norm) in _ONE_SIDED and traffic.high.numel() > 1:
                 dead, channels = int((traffic.high <= 0).sum()), traffic.high.numel()
@@ -136,7 +168,12 @@ class DeadUnits(Check):
                     )
 
 
-class Saturated(Check):
+class Saturated(
+    Check,
+    code="NK603",
+    severity="warning",
+    remedy="start with a smaller weight, lower the learning rate, or use another activation",
+):
     """Most outputs of a norm lie where the activation behind it is flat.
 
     ## What it does
@@ -160,12 +197,7 @@ class Saturated(Check):
     Not fixed: a weight is learned.
     """
 
-    code = "NK603"
-    severity = "warning"
-    remedy = "start with a smaller weight, lower the learning rate, or use another activation"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, traffic in trafficked(seen):
             activation = _activation_after(seen.graph, norm)
             bound = _FLAT.get(activation)
@@ -178,12 +210,18 @@ class Saturated(Check):
                 )
 
 
-class Gradients(Check):
+class Gradients(
+    Check,
+    code="NK604",
+    severity="warning",
+    remedy="put shortcuts around blocks, a norm into each, or initialize otherwise",
+):
     """Gradients vanish or explode from one end of a model to the other.
 
     ## What it does
-    Takes the gradient of each layer over the length of its weight, in the order in which layers run, and compares the
-    medians of the first and of the last third.
+    Takes the length of the gradient at the output of each norm, in the order in which norms run, and compares the
+    medians of the first and of the last third; of a model with fewer than 4 norms, the gradient of each layer's weight
+    over the length of that weight. Names the place where it changes most.
 
     ## Why is this bad
     Three powers of ten between them, and no learning rate suits both ends. Batch norm in a deep network without
@@ -203,31 +241,41 @@ class Gradients(Check):
     Not fixed: it is the model's design.
     """
 
-    code = "NK604"
-    severity = "warning"
-    remedy = "put shortcuts around blocks, a norm into each, or initialize otherwise"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        sizes = [
-            (weight.module, math.log10(weight.gradient / weight.norm))
-            for weight in in_order(seen)
-            if weight.gradient and weight.norm > 0 and math.isfinite(weight.gradient)
-        ]
+        what, sizes = "at the outputs of norms", _at_norms(seen)
+        if len(sizes) < _DEEP:
+            what, sizes = "relative to weights", _at_weights(seen)
         if len(sizes) < _DEEP:
             return
-        third = max(1, len(sizes) // 3)
-        first, last = (
-            sorted(size for _, size in part)[len(part) // 2] for part in (sizes[:third], sizes[-third:])
-        )
+        third = len(sizes) // 3
+        first, last = (median_low([size for _, size in part]) for part in (sizes[:third], sizes[-third:]))
         if abs(first - last) > _DECADES:
-            verb = "vanish" if first < last else "explode"
+            steps = [(abs(b[1] - a[1]), a[0], b[0]) for a, b in pairwise(sizes)]
+            jump, before, behind = max(steps)
             yield self.finding(
                 sizes[0][0],
-                f"gradients {verb}: relative to their weights, the first layers have 1e{first - last:+.0f} times "
-                "those of the last ones",
+                f"gradients {'vanish' if first < last else 'explode'}: {what}, those of the first third are "
+                f"1e{first - last:+.0f} times those of the last; from {before!r} to {behind!r} it is 1e{jump:.1f}",
                 decades=first - last,
+                steepest=jump,
             )
+
+
+def _at_norms(seen: Readings) -> list[tuple[str, float]]:
+    """Powers of ten of the gradient at the output of each norm, in the order in which they first run."""
+    modules = [node.module for _, node in seen.graph.of_kind("norm")] if seen.graph else []
+    norms = (seen.norm(module) for module in dict.fromkeys(modules))
+    found = [(norm.module, norm.traffic.gradient) for norm in norms if norm and norm.traffic]
+    return [(module, math.log10(size)) for module, size in found if size and math.isfinite(size)]
+
+
+def _at_weights(seen: Readings) -> list[tuple[str, float]]:
+    """Likewise of the gradient of each layer's weight, over its length."""
+    return [
+        (weight.module, math.log10(weight.gradient / weight.norm))
+        for weight in in_order(seen)
+        if weight.gradient and weight.norm > 0 and math.isfinite(weight.gradient)
+    ]
 
 
 CHECKS = (

@@ -23,7 +23,12 @@ def _affine(norm: Norm) -> list[tuple[str, float]]:
     return [(name, p.group.weight_decay) for name, p in named if p is not None and p.group is not None]
 
 
-class DecayOnNorm(Check):
+class DecayOnNorm(
+    Check,
+    code="NK501",
+    severity="warning",
+    remedy="give the optimizer nk.param_groups(model, weight_decay), which leaves norms and biases out",
+):
     """Weight decay on a norm's weight and bias.
 
     ## What it does
@@ -46,12 +51,7 @@ class DecayOnNorm(Check):
     Not fixed: the optimizer is made where training starts.
     """
 
-    code = "NK501"
-    severity = "warning"
-    remedy = "give the optimizer nk.param_groups(model, weight_decay), which leaves norms and biases out"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm in seen.norms:
             decayed = [(name, decay) for name, decay in _affine(norm) if decay > 0]
             if decayed:
@@ -61,7 +61,12 @@ class DecayOnNorm(Check):
                 )
 
 
-class NotInOptimizer(Check):
+class NotInOptimizer(
+    Check,
+    code="NK502",
+    severity="warning",
+    remedy="build the groups by nk.param_groups(model, weight_decay), which has each parameter once",
+):
     """A norm that learns, and that the optimizer does not know.
 
     ## What it does
@@ -84,12 +89,7 @@ class NotInOptimizer(Check):
     Not fixed: the optimizer is made where training starts.
     """
 
-    code = "NK502"
-    severity = "warning"
-    remedy = "build the groups by nk.param_groups(model, weight_decay), which has each parameter once"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm in seen.norms if seen.optimizer else ():
             named = (("weight", norm.weight), ("bias", norm.bias))
             missing = [name for name, p in named if p is not None and p.requires_grad and p.group is None]
@@ -99,7 +99,12 @@ class NotInOptimizer(Check):
                 )
 
 
-class Accumulation(Check):
+class Accumulation(
+    Check,
+    code="NK503",
+    severity="warning",
+    remedy="put the micro-batches of a step inside `with nk.accumulate(model)`",
+):
     """Running statistics move several times per optimizer step.
 
     ## What it does
@@ -127,12 +132,7 @@ class Accumulation(Check):
     Not fixed: it is a change of the training loop.
     """
 
-    code = "NK503"
-    severity = "warning"
-    remedy = "put the micro-batches of a step inside `with nk.accumulate(model)`"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         steps = seen.optimizer.steps if seen.optimizer else None
         if not steps:
             return
@@ -150,7 +150,12 @@ class Accumulation(Check):
                 )
 
 
-class StepAtTheEdge(Check):
+class StepAtTheEdge(
+    Check,
+    code="NK504",
+    severity="warning",
+    remedy="choose learning rate and decay so that a step moves weights by about a hundredth of their length",
+):
     """A step turns a scale-invariant weight by more than it can follow, or hardly at all.
 
     ## What it does
@@ -175,14 +180,7 @@ class StepAtTheEdge(Check):
     Not fixed: it is a change of the training.
     """
 
-    code = "NK504"
-    severity = "warning"
-    remedy = (
-        "choose learning rate and decay so that a step moves weights by about a hundredth of their length"
-    )
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for weight in scale_invariant(seen):
             turn = self._turn(seen, weight)
             if turn is not None and (turn > _TURNS or turn < _STANDS):
@@ -202,7 +200,12 @@ class StepAtTheEdge(Check):
         return weight.group.lr * weight.gradient / weight.norm / max(1 - weight.group.momentum, 1e-3)
 
 
-class DeadWeight(Check):
+class DeadWeight(
+    Check,
+    code="NK505",
+    severity="warning",
+    remedy="take decay off norms (nk.param_groups), or prune these channels",
+):
     """Channels that the norm's weight has switched off.
 
     ## What it does
@@ -226,12 +229,7 @@ class DeadWeight(Check):
     Not fixed: what the channel was is lost.
     """
 
-    code = "NK505"
-    severity = "warning"
-    remedy = "take decay off norms (nk.param_groups), or prune these channels"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm in seen.norms:
             if norm.weight is None or (norm.running is not None and norm.running.untouched):
                 continue
@@ -247,7 +245,12 @@ class DeadWeight(Check):
                 )
 
 
-class CoupledDecay(Check):
+class CoupledDecay(
+    Check,
+    code="NK506",
+    severity="warning",
+    remedy="use AdamW, which decays weights beside the scaled gradient",
+):
     """Decay of scale-invariant weights goes through Adam's scaling.
 
     ## What it does
@@ -271,12 +274,7 @@ class CoupledDecay(Check):
     Not fixed: the optimizer is made where training starts.
     """
 
-    code = "NK506"
-    severity = "warning"
-    remedy = "use AdamW, which decays weights beside the scaled gradient"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         if seen.optimizer is None or not seen.optimizer.coupled:
             return
         for weight in scale_invariant(seen):

@@ -17,6 +17,7 @@ _STALE_MEAN = 0.5  # deviations
 _STALE_RATIO = 2.5  # of variances
 _WEIGHTY = 0.2  # effect on the output, in its deviations
 _APART = 1.0  # deviations between a copy and its source
+_FOLLOWS = 0.5  # of their length, between the weights
 
 
 def staleness(norm: Norm, running: Running, traffic: Traffic) -> tuple[float, float]:
@@ -35,12 +36,19 @@ def _typical(squares: Tensor) -> float:
     return math.sqrt(mean) if math.isfinite(mean) else math.inf
 
 
-class NeverUpdated(Check):
+class NeverUpdated(
+    Check,
+    code="NK201",
+    severity="error",
+    also="warning",
+    fixable=True,
+    remedy="nk.recalibrate(model, batches): the statistics of the data in place of 0 and 1",
+):
     """Running statistics are still those of initialization.
 
     ## What it does
     Looks for running means of exactly 0 and variances of exactly 1. Where this holds for every layer of a model in
-    training mode, training has not begun, and nothing is reported without batches.
+    training mode, training has not begun: nothing is reported without batches, and with them a warning, not an error.
 
     ## Why is this bad
     In evaluation such a layer does not normalize. It learned nothing because it was never called in training mode, or
@@ -58,13 +66,7 @@ class NeverUpdated(Check):
     Safe with `--data`: the statistics become those of the data, and weights stay as they are.
     """
 
-    code = "NK201"
-    severity = "error"
-    remedy = "nk.recalibrate(model, batches): the statistics of the data in place of 0 and 1"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         layers = list(tracked(seen))
         untouched = [norm for norm, running in layers if running.untouched and norm.momentum != 0.0]
         fresh = len(untouched) == len(layers) and seen.training
@@ -81,7 +83,14 @@ class NeverUpdated(Check):
             )
 
 
-class Stale(Check):
+class Stale(
+    Check,
+    code="NK202",
+    severity="warning",
+    also="error",
+    fixable=True,
+    remedy="nk.recalibrate(model, batches); for data of another origin nk.adapt(model, batches)",
+):
     """Running statistics are not those of the data.
 
     ## What it does
@@ -109,13 +118,7 @@ class Stale(Check):
     Safe with `--data`: statistics change, weights do not. The loss before and after is shown.
     """
 
-    code = "NK202"
-    severity = "warning"
-    remedy = "nk.recalibrate(model, batches); for data of another origin nk.adapt(model, batches)"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, running in tracked(seen):
             if norm.traffic is None or running.untouched or not _sound(running):
                 continue
@@ -140,11 +143,18 @@ def _sound(running: Running) -> bool:
     return bool(running.mean.isfinite().all() and running.var.isfinite().all() and (running.var >= 0).all())
 
 
-class BadVariance(Check):
+class BadVariance(
+    Check,
+    code="NK203",
+    severity="error",
+    also="warning",
+    fixable=True,
+    remedy='nk.recalibrate(model, batches); guard="nonfinite" in our layers keeps such batches out',
+):
     """Running statistics that are not finite, or a variance that is zero or negative.
 
     ## What it does
-    Counts the channels with such values.
+    Counts the channels with such values. A warning where variances are zero and nothing worse.
 
     ## Why is this bad
     A mean or variance that is not finite, or a negative variance, makes every evaluation NaN: one batch with an
@@ -163,13 +173,7 @@ class BadVariance(Check):
     Safe with `--data`.
     """
 
-    code = "NK203"
-    severity = "error"
-    remedy = 'nk.recalibrate(model, batches); guard="nonfinite" in our layers keeps such batches out'
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, running in tracked(seen):
             broken = ~(running.mean.isfinite() & running.var.isfinite())
             negative, zero = running.var < 0, running.var == 0
@@ -187,7 +191,13 @@ class BadVariance(Check):
                 )
 
 
-class LowPrecisionBuffers(Check):
+class LowPrecisionBuffers(
+    Check,
+    code="NK204",
+    severity="warning",
+    fixable=True,
+    remedy="keep norms in float32: norm.float(), or autocast in place of half()",
+):
     """Running statistics in a half type.
 
     ## What it does
@@ -210,13 +220,7 @@ class LowPrecisionBuffers(Check):
     Safe: parameters and buffers of the layer become float32, by the same values; torch takes half inputs with them.
     """
 
-    code = "NK204"
-    severity = "warning"
-    remedy = "keep norms in float32: norm.float(), or autocast in place of half()"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, running in tracked(seen):
             if running.dtype in (torch.float16, torch.bfloat16):
                 unit = torch.finfo(running.dtype).eps
@@ -228,12 +232,20 @@ class LowPrecisionBuffers(Check):
                 )
 
 
-class CopyApart(Check):
+class CopyApart(
+    Check,
+    code="NK205",
+    severity="warning",
+    also="note",
+    remedy="average or copy buffers along with parameters, or recalibrate the copy",
+):
     """A copy follows the weights of its source, and not its statistics.
 
     ## What it does
     Looks for two parts of a model that are built alike, one of which no gradient reaches (a target, teacher or moving
-    average), with weights near those of the other and running statistics far from them.
+    average), with weights near those of the other and running statistics far from them. With `reference=` or
+    `--reference`, compares each layer with that of the model that this one is a copy of; a note where the weights lie
+    far apart too.
 
     ## Why is this bad
     Averaging `parameters()` leaves buffers out. The copy evaluates new weights by old statistics.
@@ -260,28 +272,36 @@ class CopyApart(Check):
     Not fixed: whether to copy or to recalibrate depends on the method.
     """
 
-    code = "NK205"
-    severity = "warning"
-    remedy = "average or copy buffers along with parameters, or recalibrate the copy"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        for copy in seen.copies:
-            if copy.statistics > _APART:
-                yield self.finding(
-                    copy.copy,
-                    f"weights are {copy.weights:.2g} of their length from those of {copy.source!r}, running statistics "
-                    f"{copy.statistics:.2g} deviations",
-                    weights=copy.weights,
-                    statistics=copy.statistics,
-                )
+        for copy in seen.others.copies:
+            far = {layer: apart for layer, apart in copy.layers.items() if not apart <= _APART}
+            if not far:
+                continue
+            worst = max(far, key=lambda layer: far[layer])
+            source = repr(copy.source) if copy.source else "the reference"
+            where = f" in {worst!r}" if copy.copy else ""
+            yield self.finding(
+                copy.copy or worst,
+                f"weights are {copy.weights:.2g} of their length from those of {source}, running statistics of "
+                f"{len(far)} of {len(copy.layers)} layers up to {far[worst]:.2g} deviations{where}",
+                None if copy.weights < _FOLLOWS else "note",
+                weights=copy.weights,
+                statistics=far[worst],
+                layers=len(far),
+            )
 
 
-class ProcessesApart(Check):
+class ProcessesApart(
+    Check,
+    code="NK206",
+    severity="error",
+    remedy="nk.synchronize(model) before wrapping it; nk.merge_statistics for checkpoints of each process",
+):
     """Running statistics differ between processes.
 
     ## What it does
-    Compares the running means of all processes of a model in DistributedDataParallel.
+    Compares the running means of all processes of a model in DistributedDataParallel, or of those of
+    `nk.diagnose(model, process_group="world")`.
 
     ## Why is this bad
     Each process evaluates another model, and a checkpoint keeps what the first one saw.
@@ -296,16 +316,11 @@ class ProcessesApart(Check):
     Not fixed: it takes all processes.
     """
 
-    code = "NK206"
-    severity = "error"
-    remedy = "nk.synchronize(model) before wrapping it; nk.merge_statistics for checkpoints of each process"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        for module, apart in seen.disagree:
+        for module, apart in seen.others.disagree:
             yield self.finding(
                 module,
-                f"running means of {seen.processes} processes lie up to {apart:.2g} deviations apart",
+                f"running means of {seen.others.processes} processes lie up to {apart:.2g} deviations apart",
                 apart=apart,
             )
 

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from normkit.doctor.checks.check import Check
 from normkit.doctor.checks.readers import norms_at_calls
 from normkit.doctor.diagnosis import Finding
-from normkit.doctor.graph import Graph
 from normkit.doctor.readings import Norm, Readings
 
 _REMOVES_BIAS = ("batch", "mixed", "instance")
 
 
-class BiasBeforeNorm(Check):
+class BiasBeforeNorm(
+    Check,
+    code="NK101",
+    severity="note",
+    remedy="make the layer with bias=False; the norm has a bias of its own",
+):
     """A layer adds a bias that the norm after it subtracts again.
 
     ## What it does
@@ -35,12 +39,7 @@ class BiasBeforeNorm(Check):
     Not fixed: the keys of the state_dict would change.
     """
 
-    code = "NK101"
-    severity = "note"
-    remedy = "make the layer with bias=False; the norm has a bias of its own"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for graph, step, norm in norms_at_calls(seen):
             source = graph.before(step, through=("view", "axes"))
             if source is None or graph.after(source) != step or len(graph.calls(norm.module)) > 1:
@@ -55,7 +54,12 @@ class BiasBeforeNorm(Check):
                 )
 
 
-class NormAtTheEnd(Check):
+class NormAtTheEnd(
+    Check,
+    code="NK102",
+    severity="warning",
+    remedy="leave this norm out and train again, unless the output is to be normalized",
+):
     """A norm after the last layer fixes mean and variance of the model's output.
 
     ## What it does
@@ -78,12 +82,7 @@ class NormAtTheEnd(Check):
     Not fixed: the model has to be trained without it.
     """
 
-    code = "NK102"
-    severity = "warning"
-    remedy = "leave this norm out and train again, unless the output is to be normalized"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for graph, step, norm in norms_at_calls(seen):
             source = graph.before(step, through=("view", "axes"))
             if source is None or graph.nodes[source].kind != "weight":
@@ -99,7 +98,12 @@ class NormAtTheEnd(Check):
                 )
 
 
-class DropoutBeforeBatchNorm(Check):
+class DropoutBeforeBatchNorm(
+    Check,
+    code="NK103",
+    severity="warning",
+    remedy="put dropout behind the last batch norm, or nk.recalibrate once training is done",
+):
     """Dropout changes the variance that batch norm remembers.
 
     ## What it does
@@ -121,12 +125,7 @@ class DropoutBeforeBatchNorm(Check):
     Not fixed: the order of layers is the model's design.
     """
 
-    code = "NK103"
-    severity = "warning"
-    remedy = "put dropout behind the last batch norm, or nk.recalibrate once training is done"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for graph, step, norm in norms_at_calls(seen):
             if not norm.by_batch:
                 continue
@@ -145,7 +144,12 @@ class DropoutBeforeBatchNorm(Check):
                 )
 
 
-class ActivationBeforeNorm(Check):
+class ActivationBeforeNorm(
+    Check,
+    code="NK104",
+    severity="warning",
+    remedy="order it as its siblings: layer, norm, activation",
+):
     """An activation stands before this norm, and behind the layer in its siblings.
 
     ## What it does
@@ -177,12 +181,7 @@ class ActivationBeforeNorm(Check):
     Not fixed: the model has to be trained in the new order.
     """
 
-    code = "NK104"
-    severity = "warning"
-    remedy = "order it as its siblings: layer, norm, activation"
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         direct: list[Norm] = []
         activated: list[Norm] = []
         for graph, step, norm in norms_at_calls(seen):
@@ -204,223 +203,4 @@ class ActivationBeforeNorm(Check):
                 )
 
 
-def _calls_depend(graph: Graph, calls: list[int]) -> bool:
-    """Whether a later call takes what an earlier one gave: the norm stands in a loop."""
-    return any(first in graph.ancestors(later) for first in calls for later in calls if later > first)
-
-
-class SharedNorm(Check):
-    """One norm serves several places.
-
-    ## What it does
-    Counts in how many places of one forward pass a batch norm runs.
-
-    ## Why is this bad
-    Its running statistics are a mixture of all places, and in evaluation right for none; its momentum works several
-    times per step.
-
-    ## Example
-    ```python
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.left, self.right = nn.Linear(4, 8), nn.Linear(4, 8)
-            self.norm = nn.BatchNorm1d(8)
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x):
-            return self.head(self.norm(self.left(x)) + self.norm(self.right(x)))
-
-
-    model = Shared()
-    ```
-
-    ## Remedy
-    A norm for each place; layers with weights may stay shared.
-
-    ## Fix safety
-    Not fixed: each place needs statistics of its own, which training has to give.
-    """
-
-    code = "NK105"
-    severity = "warning"
-    remedy = "give each place a norm of its own"
-
-    def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        for norm in seen.norms:
-            calls = seen.graph.calls(norm.module) if seen.graph and norm.by_batch else []
-            if seen.graph and len(calls) > 1 and not _calls_depend(seen.graph, calls):
-                yield self.finding(
-                    norm.module, f"runs in {len(calls)} places and mixes their statistics", calls=len(calls)
-                )
-
-
-class OneValuePerGroup(Check):
-    """A norm over single values gives its bias, whatever comes in.
-
-    ## What it does
-    Looks for group and instance norms whose groups hold one value: as many groups as channels, and no space; and for
-    layer norms over an axis of length 1.
-
-    ## Why is this bad
-    The mean of one value is the value. Minus the mean it is 0, and nothing of the input is left; torch refuses this in
-    a batch of one only.
-
-    ## Example
-    ```python
-    model = nn.Sequential(nn.Linear(4, 8), nn.GroupNorm(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    batches = [torch.randn(16, 4)]
-    ```
-
-    ## Remedy
-    Fewer groups, each of several channels.
-
-    ## Fix safety
-    Not fixed: another number of groups is another model.
-    """
-
-    code = "NK106"
-    severity = "error"
-    remedy = "use fewer groups, of several channels each"
-
-    def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        for norm in seen.norms:
-            if norm.kind not in ("group", "instance", "layer", "rms"):
-                continue
-            single = norm.kind == "layer" and all(length == 1 for length in norm.shape)
-            if (norm.traffic is not None and norm.traffic.values == 1 and norm.kind != "rms") or (
-                norm.kind == "group" and norm.groups == norm.channels and _fed_by_linear(seen, norm)
-            ):
-                single = True
-            if single:
-                yield self.finding(
-                    norm.module, "one value per statistic: the output is its bias alone", values=1
-                )
-
-
-def _fed_by_linear(seen: Readings, norm: Norm) -> bool:
-    """Whether what comes in is (N, C) as a linear layer gives it, which has no space."""
-    for graph, step, other in norms_at_calls(seen):
-        if other is norm:
-            source = graph.before(step, through=("activation", "dropout"))
-            layer = seen.weight(graph.nodes[source].module) if source is not None else None
-            return layer is not None and not layer.convolves
-    return False
-
-
-class LayerNormOverTheWrongAxis(Check):
-    """A layer norm that leaves out the channels.
-
-    ## What it does
-    Looks for layer and RMS norms behind a convolution whose axes do not reach the channels, and behind a linear layer
-    or another norm whose features were transposed away.
-
-    ## Why is this bad
-    Layer norm works on the last axes. Behind a convolution these are space: each channel is normalized along a row
-    of pixels, by parameters that belong to pixels, and the model fits one image size alone.
-
-    ## Example
-    ```python
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(16), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    ```
-
-    ## Remedy
-    Channels to the last axis (`x.permute(0, 2, 3, 1)`), or `nn.GroupNorm(1, channels)`.
-
-    ## Fix safety
-    Not fixed: the model has to be trained with the other axes.
-    """
-
-    code = "NK107"
-    severity = "warning"
-    remedy = "move channels to the last axis, or use GroupNorm(1, channels)"
-
-    def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        for graph, step, norm in norms_at_calls(seen):
-            if norm.kind not in ("layer", "rms"):
-                continue
-            source = graph.before(step, through=("activation", "dropout", "pool"))
-            node = graph.nodes[source] if source is not None else None
-            space = {"1": 1, "2": 2, "3": 3}.get(node.op.removesuffix("d")[-1:], 0) if node else 0
-            axes = f"its last {len(norm.shape)} axes, of size {list(norm.shape)}"
-            if node and node.kind == "weight" and space > 0 and len(norm.shape) <= space:
-                yield self.finding(
-                    norm.module,
-                    f"normalizes {axes}: space behind {node.module or node.op!r}, not its channels",
-                )
-            elif (
-                node
-                and source is not None
-                and node.op in ("transpose", "mT", "T")
-                and self._swaps(graph, source)
-            ):
-                yield self.finding(norm.module, f"normalizes {axes}, behind a transpose of the features")
-
-    def _swaps(self, graph: Graph, transpose: int) -> bool:
-        """Whether features in the last axis came in: behind a linear layer or a norm of features."""
-        source = graph.before(transpose, through=("activation", "dropout"))
-        return source is not None and graph.nodes[source].op in ("Linear", "linear", "LayerNorm", "Embedding")
-
-
-class BatchNormInALoop(Check):
-    """A batch norm in a recurrent cell, with one set of statistics for all steps.
-
-    ## What it does
-    Looks for a batch norm whose output reaches its own input again within one forward pass.
-
-    ## Why is this bad
-    Activations of a recurrence differ from step to step, above all in the first ones. Running statistics that mix the
-    steps are right for none of them (Cooijmans et al. 2017).
-
-    ## Example
-    ```python
-    class Cell(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.step, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
-
-        def forward(self, x):
-            for _ in range(3):
-                x = torch.tanh(self.norm(self.step(x)))
-            return self.head(x)
-
-
-    model = Cell()
-    ```
-
-    ## Remedy
-    `nk.RecurrentBatchNorm`, which has statistics for each step, or layer norm.
-
-    ## Fix safety
-    Not fixed: statistics for each step have to be trained.
-    """
-
-    code = "NK108"
-    severity = "warning"
-    remedy = "use nk.RecurrentBatchNorm, which has statistics for each step, or layer norm"
-
-    def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
-        for norm in seen.norms:
-            calls = seen.graph.calls(norm.module) if seen.graph and norm.by_batch else []
-            if seen.graph and len(calls) > 1 and _calls_depend(seen.graph, calls):
-                yield self.finding(
-                    norm.module,
-                    f"runs {len(calls)} times, each on what it gave before, with one set of statistics",
-                    calls=len(calls),
-                )
-
-
-CHECKS = (
-    BiasBeforeNorm,
-    NormAtTheEnd,
-    DropoutBeforeBatchNorm,
-    ActivationBeforeNorm,
-    SharedNorm,
-    OneValuePerGroup,
-    LayerNormOverTheWrongAxis,
-    BatchNormInALoop,
-)
+CHECKS = (BiasBeforeNorm, NormAtTheEnd, DropoutBeforeBatchNorm, ActivationBeforeNorm)

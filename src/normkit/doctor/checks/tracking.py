@@ -10,7 +10,13 @@ from normkit.doctor.diagnosis import Finding
 from normkit.doctor.readings import Readings
 
 
-class KerasMomentum(Check):
+class KerasMomentum(
+    Check,
+    code="NK301",
+    severity="warning",
+    fixable=True,
+    remedy="momentum is the weight of the new batch: set 1 minus this, and recalibrate",
+):
     """A momentum as Keras counts it.
 
     ## What it does
@@ -32,13 +38,7 @@ class KerasMomentum(Check):
     Safe: momentum acts in training alone. Statistics that it made are recalibrated where there is `--data`.
     """
 
-    code = "NK301"
-    severity = "warning"
-    remedy = "momentum is the weight of the new batch: set 1 minus this, and recalibrate"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, _ in tracked(seen):
             if norm.momentum is not None and norm.momentum >= 0.9:
                 yield self.finding(
@@ -48,7 +48,14 @@ class KerasMomentum(Check):
                 )
 
 
-class NoMomentum(Check):
+class NoMomentum(
+    Check,
+    code="NK302",
+    severity="warning",
+    also="error",
+    fixable=True,
+    remedy="set momentum to 0.1, or None for a plain average; to freeze, nk.freeze(model)",
+):
     """Momentum 0: running statistics stay what they are.
 
     ## What it does
@@ -70,13 +77,7 @@ class NoMomentum(Check):
     Safe: set to 0.1, which acts in training alone. With `--data` the statistics are recalibrated.
     """
 
-    code = "NK302"
-    severity = "warning"
-    remedy = "set momentum to 0.1, or None for a plain average; to freeze, nk.freeze(model)"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, running in tracked(seen):
             if norm.momentum == 0:
                 yield self.finding(
@@ -88,7 +89,13 @@ class NoMomentum(Check):
                 )
 
 
-class HalfFrozen(Check):
+class HalfFrozen(
+    Check,
+    code="NK303",
+    severity="error",
+    fixable=True,
+    remedy="set track_running_stats back to True and recalibrate, or nk.freeze the layer",
+):
     """Running statistics that evaluation uses, and training does not update.
 
     ## What it does
@@ -111,13 +118,7 @@ class HalfFrozen(Check):
     Safe: set back to True, and recalibrated where there is `--data`.
     """
 
-    code = "NK303"
-    severity = "error"
-    remedy = "set track_running_stats back to True and recalibrate, or nk.freeze the layer"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, running in tracked(seen):
             if not norm.tracks and not norm.frozen:
                 yield self.finding(
@@ -127,7 +128,13 @@ class HalfFrozen(Check):
                 )
 
 
-class FrozenButMoving(Check):
+class FrozenButMoving(
+    Check,
+    code="NK304",
+    severity="warning",
+    fixable=True,
+    remedy="nk.freeze these layers: statistics stop too, whatever train() says",
+):
     """Parameters are frozen, running statistics move.
 
     ## What it does
@@ -150,13 +157,7 @@ class FrozenButMoving(Check):
     Safe: `nk.freeze` on these layers; they normalize by running statistics from then on.
     """
 
-    code = "NK304"
-    severity = "warning"
-    remedy = "nk.freeze these layers: statistics stop too, whatever train() says"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, running in tracked(seen):
             parameters = [p for p in (norm.weight, norm.bias) if p is not None]
             held = parameters and not any(p.requires_grad for p in parameters)
@@ -167,7 +168,13 @@ class FrozenButMoving(Check):
                 )
 
 
-class Thaws(Check):
+class Thaws(
+    Check,
+    code="NK305",
+    severity="warning",
+    fixable=True,
+    remedy="nk.freeze these layers: that survives train()",
+):
     """Frozen by `eval()`, thawed by the next `train()`.
 
     ## What it does
@@ -189,13 +196,7 @@ class Thaws(Check):
     Safe: `nk.freeze` on these layers; what they compute now is what they will go on to compute.
     """
 
-    code = "NK305"
-    severity = "warning"
-    remedy = "nk.freeze these layers: that survives train()"
-    fixable = True
-
     def check(self, seen: Readings) -> Iterator[Finding]:
-        """The findings of this code."""
         for norm, _ in tracked(seen):
             if seen.training and not norm.training and norm.trains and not norm.frozen:
                 yield self.finding(norm.module, "is in evaluation mode, until the next model.train()")

@@ -13,6 +13,10 @@ from normkit.doctor.repair import Treatment
 from normkit.errors import printable
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+WORSE = (
+    "the loss rose: the statistics before suited these weights and data better. Is --data what the model was trained "
+    "on, drawn at random, as preprocessed there? If so, keep the weights that you had"
+)
 _SHOWN = 8  # layers of a code
 
 
@@ -59,3 +63,5 @@ def treatment_lines(treatment: Treatment) -> Iterator[Text]:
         yield Text(
             f"loss in evaluation mode: {treatment.loss_before:.6g} before, {treatment.loss_after:.6g} after"
         )
+    if treatment.worse:
+        yield Text(WORSE, style="bold yellow")
