@@ -30,16 +30,12 @@ try:
     from normkit.kernels import compiled
     from normkit.kernels import mixed as _mixed
     from normkit.kernels import renorm as _renorm
+    from normkit.kernels import straight as _straight
 except ImportError as failure:  # installed without a compiler
     if "NORMKIT_ISA" in str(failure):
         raise
-    compiled, _engine, _mixed, _renorm, _missing = (
-        None,
-        None,
-        None,
-        None,
-        f"the compiled extension is not there ({failure})",
-    )
+    compiled = _engine = _mixed = _renorm = _straight = None
+    _missing = f"the compiled extension is not there ({failure})"
 else:
     _missing = None
 
@@ -50,6 +46,16 @@ ACTIVATIONS = tuple(composed.ACTIVATIONS)
 _OF_TORCH = (Tensor, Parameter)
 _BACKENDS = ("compiled", "composed")
 _ASKED = os.environ.get("NORMKIT_BACKEND", "compiled")
+
+
+def _no_way(*_: Any) -> None:
+    """Without kernels there is no short way to them."""
+
+
+# The short way of ordinary calls: y, or None where a call must go the long way, and nothing has been done.
+straight_channels, straight_groups, straight_rows = _no_way, _no_way, _no_way
+if _straight is not None and _ASKED == "compiled":
+    straight_channels, straight_groups, straight_rows = _straight.channels, _straight.groups, _straight.rows
 
 
 def explain(x: Tensor) -> str:
@@ -113,51 +119,6 @@ def _against(x: Tensor, compiled: ModuleType) -> str | None:
     if type(x) not in _OF_TORCH:
         return f"{type(x).__name__} is a tensor of its own kind"
     return "the tensor is a negated view" if x.is_neg() else None
-
-
-def _undisturbed() -> bool:
-    """Whether nobody transforms, traces or watches what is called."""
-    return not (
-        get_dynamic_layer_stack_depth()
-        or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
-        or _get_tracing_state()
-        or (compiled is not None and compiled.is_watched())
-    )
-
-
-def plain_channels(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    running: Running | None,
-    training: bool,
-) -> Tensor | None:
-    """Batch norm where nothing is out of the ordinary, all checks included; else None, and nothing has been done.
-
-    The long way, `channels` and `channels_given` after the checks, gives the same to the bit. This one is for small
-    inputs, where the questions take longer than the answer.
-    """
-    mean = var = None
-    if running is not None:
-        mean, var, momentum, batches = running
-        if momentum is None and batches is None:
-            return None
-    if compiled is None or _ASKED != "compiled" or not (eps > 0 and _undisturbed()):
-        return None
-    if activation is not None and activation not in ACTIVATIONS:
-        return None
-    if not compiled.cpu.plain_channels(x, residual, weight, bias, mean, var):
-        return None
-    if not training:
-        if mean is None or var is None:
-            return None
-        return compiled.plain_given(x, mean, var, weight, bias, eps, activation, residual)
-    return compiled.plain_channels(
-        x, weight, bias, eps, activation, residual, None if recomputing() else running
-    )
 
 
 def channels(
@@ -344,7 +305,7 @@ def mixed(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int] | None:
-    """Norm of x (N, C, *) by statistics of samples' channels, of samples and of the batch, mixed: y; the batch's; count.
+    """Norm of x (N, C, *) by statistics of channels, of samples and of the batch, mixed: y; the batch's; count.
 
     The mixture is "switched" by logits of its parts, or "interpolated" by gates of channels; known statistics (C) are
     the batch's, where there are any. None where torch operations must see what happens, as `combined` lets them, with

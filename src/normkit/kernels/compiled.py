@@ -19,7 +19,6 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from normkit.kernels import composed, cpu
-from normkit.kernels.composed import Running
 from normkit.kernels.functions import applied
 
 Kind = Literal["channels", "ghosts", "given", "groups", "filters", "layer", "rms"]
@@ -116,38 +115,6 @@ def groups(
     return _normalize(kind, native(x), weight, bias, None, None, None, None, num_groups, eps, activation)
 
 
-def plain_channels(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    running: Running | None,
-) -> Tensor:
-    """The same as `channels` where `cpu.plain_channels` holds; running statistics, where given, move."""
-    y, stats = _run(x, weight, bias, residual, ("channels", None, None, None, 0, eps, activation))
-    if running is not None:
-        mean, var, momentum, batches = running
-        cpu.update_running(mean, var, stats, x.numel() // x.shape[1], momentum, batches)
-        increment_version((mean, var) if batches is None else (mean, var, batches))
-    return y
-
-
-def plain_given(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-) -> Tensor:
-    """The same as `channels_given` where `cpu.plain_channels` holds."""
-    return _run(x, weight, bias, residual, ("given", None, mean, var, 0, eps, activation))[0]
-
-
 def update_running(
     running_mean: Tensor,
     running_var: Tensor,
@@ -188,7 +155,7 @@ def _normalize(
     eps: float,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """The call by one of its ways; what they have in common is said at `_forward`."""
+    """The call by one of its ways; what they have in common is said at `forward`."""
     if weight is not None:
         weight = weight.contiguous()
     if bias is not None:
@@ -201,10 +168,10 @@ def _normalize(
         return torch.ops.normkit.normalize(
             kind, x, weight, bias, residual, mask, mean, var, size, eps, activation
         )
-    return _run(x, weight, bias, residual, (kind, mask, mean, var, size, eps, activation))
+    return run(x, weight, bias, residual, (kind, mask, mean, var, size, eps, activation))
 
 
-def _run(
+def run(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, rest: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor]:
     """The kernels themselves, with a graph where one is asked for; `rest` as `_Normalize.forward` takes it."""
@@ -216,7 +183,7 @@ def _run(
     ):
         return _apply(x, weight, bias, residual, rest)
     kind, mask, mean, var, size, eps, activation = rest
-    return _forward(kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
+    return forward(kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
 
 
 def is_watched() -> bool:
@@ -227,7 +194,7 @@ def is_watched() -> bool:
 # The primitives, under one signature.
 
 
-def _forward(
+def forward(
     kind: Kind,
     x: Tensor,
     weight: Tensor | None,
@@ -327,27 +294,49 @@ def _save(ctx: Any, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight, bias and residual."""
+def gradients(
+    dy: Tensor | None,
+    stats: Tensor,
+    kind: Kind,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    size: int,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight, bias and residual, by the kernels or, where these do not do, as operations of torch."""
     if dy is None:
         return None, None, None, None
-    stats, x, weight, bias, residual, mask, mean, var = ctx.saved_tensors
-    kind, size, eps, activation = ctx.rest
     if is_grad_enabled() or not _has_storage(dy):
         return _composed_gradients(
             dy, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation
         )
     dy = like(dy, x)
     if is_watched():
-        gradients = torch.ops.normkit.normalize_backward(
+        found = torch.ops.normkit.normalize_backward(
             dy, stats, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation
         )
-        of = (x, weight, bias, residual)
-        return tuple(g if t is not None else None for g, t in zip(gradients, of, strict=True))
+        dx, dweight, dbias, dresidual = (
+            g if t is not None else None for g, t in zip(found, (x, weight, bias, residual), strict=True)
+        )
+        return dx, dweight, dbias, dresidual
     return _backward(dy, stats, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
 
 
-def _composed_gradients(dy: Tensor, kind: Kind, *arguments: Any) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+    stats, x, weight, bias, residual, mask, mean, var = ctx.saved_tensors
+    kind, size, eps, activation = ctx.rest
+    return gradients(dy, stats, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
+
+
+def _composed_gradients(
+    dy: Tensor, kind: Kind, *arguments: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """For a backward pass that is itself differentiated, or that has a batch of gradients at once."""
     again = is_grad_enabled()
     needed = [t is not None and t.requires_grad for t in arguments[:4]]
@@ -355,7 +344,8 @@ def _composed_gradients(dy: Tensor, kind: Kind, *arguments: Any) -> tuple[Tensor
         y = _composed(kind, *arguments)
     wanted = [t for t, need in zip(arguments, needed, strict=False) if need]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
-    return tuple(next(found) if need else None for need in needed)
+    dx, dweight, dbias, dresidual = (next(found) if need else None for need in needed)
+    return dx, dweight, dbias, dresidual
 
 
 class _Normalize(torch.autograd.Function):
@@ -371,7 +361,7 @@ class _Normalize(torch.autograd.Function):
         rest: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor]:
         kind, mask, mean, var, size, eps, activation = rest
-        y, stats = _forward(kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
+        y, stats = forward(kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
         _save(ctx, (stats, x, weight, bias, residual, mask, mean, var), (kind, size, eps, activation))
         return y, stats
 
@@ -392,7 +382,7 @@ _ARGUMENTS = (
 )
 _operator = torch.library.custom_op(
     "normkit::normalize",
-    _forward,
+    forward,
     mutates_args=(),
     device_types="cpu",
     schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._C import _has_storage  # pyright: ignore
 
-from normkit.kernels import combined, compiled, cpu
+from normkit.kernels import compiled, cpu
+from normkit.kernels.combined import again
 from normkit.kernels.composed import Combine
 from normkit.kernels.cpu import mixtures
 from normkit.kernels.functions import applied
@@ -70,7 +71,7 @@ class _Mixed(torch.autograd.Function):
         if torch.is_grad_enabled() or not _has_storage(dy):
             given = batch.unbind() if known else (None, None)
             plain = combine, None, eps, True, activation
-            found = combined.again(plain, dy, x, residual, mask, *given, *tensors)
+            found = again(plain, dy, x, residual, mask, *given, *tensors)
             return *found[:3], *found[6:]
         *shares, weight, bias = tensors
         dx, dresidual, dshares, dweight, dbias = mixtures.mixture_backward(

@@ -88,7 +88,7 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         running = running_mean, running_var, momentum, num_batches_tracked
     if mask is None and process_group is None:
-        y = kernels.plain_channels(input, weight, bias, eps, activation, residual, running, training)
+        y = kernels.straight_channels(input, weight, bias, eps, activation, residual, running, training)
         if y is not None:
             return y
     shared = training and processes.several(process_group)

@@ -46,9 +46,13 @@ def rms_norm(
     >>> rms_norm(torch.tensor([3.0, 4.0]), [2], eps=0.0).square().mean()
     tensor(1.)
     """
-    inputs.check_last_axes("RMS norm", input, normalized_shape, weight=weight)
     if eps is None:
         eps = _EPS64 if input.dtype == torch.float64 else _EPS32
+    if mask is None:
+        y = kernels.straight_rows(input, normalized_shape, weight, None, eps, False)
+        if y is not None:
+            return y
+    inputs.check_last_axes("RMS norm", input, normalized_shape, weight=weight)
     if mask is not None:
         return rows.general("RMS norm", input, normalized_shape, weight, None, eps, mask, centered=False)
     return kernels.rows(input, len(normalized_shape), weight, None, eps, centered=False)

@@ -43,8 +43,9 @@ def native(x: Tensor) -> bool:
 
 
 # Whether batch norm of x, residual, weight, bias, running mean and variance is an ordinary call: all checks hold, and
-# the kernels take the tensors as they lie in memory.
+# the kernels take the tensors as they lie in memory; and the same of x, normalized_shape, weight and bias in a row.
 plain_channels = _native.plain_channels
+plain_rows = _native.plain_rows
 
 
 def describe() -> dict[str, str]:

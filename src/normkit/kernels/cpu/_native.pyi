@@ -216,6 +216,11 @@ def plain_channels(
 ) -> bool:
     """Whether batch norm of these can go to the kernels as it is, without a check or a copy."""
 
+def plain_rows(
+    x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
+) -> bool:
+    """The same of layer and RMS norm."""
+
 def pooled(shape: Sequence[int], strides: Sequence[int], dtype: int) -> object:
     """A DLPack capsule over uninitialized memory of the pool."""
 

@@ -300,6 +300,10 @@ NB_MODULE(_native, m) {
     m.def("release_blocks", release_blocks, "Return the idle memory of the pool to the system; its bytes.");
     m.def("plain_channels", plain_channels, "x"_a, "residual"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a,
           "Whether batch norm of these can go to the kernels as it is, without a check or a copy.");
+    m.def("plain_rows", plain_rows, "x"_a, "normalized_shape"_a, "weight"_a, "bias"_a,
+          nb::sig("def plain_rows(x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | "
+                  "None) -> bool"),
+          "The same of layer and RMS norm.");
     m.def("channels_forward", channels_forward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "y"_a,
           "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a);
     m.def("channels_backward", channels_backward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "dy"_a,

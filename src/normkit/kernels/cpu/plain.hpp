@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "tensor.hpp"
@@ -32,35 +33,58 @@ inline bool is_channels_last(const Sizes& shape, const Sizes& stride) {
     return fits(0);
 }
 
+inline bool has_shape(const Tensor& tensor, const int64_t* sizes, size_t n) {
+    const nanobind::object shape = tensor.shape();
+    if (size_t(PyTuple_GET_SIZE(shape.ptr())) != n) return false;
+    for (size_t i = 0; i < n; ++i) {
+        if (PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i)) != sizes[i]) return false;
+    }
+    return true;
+}
+
 // Contiguous, of this shape, of one dtype: that of x, or f32 where x is of a half type.
-inline bool are_parameters(const std::initializer_list<const Maybe*>& parameters, const Sizes& shape, DType of_x) {
-    const Maybe* first = nullptr;
+inline bool are_parameters(std::initializer_list<const Maybe*> parameters, const int64_t* sizes, size_t n, DType of_x) {
+    int dtype = -1;
     for (const Maybe* parameter : parameters) {
         if (!*parameter) continue;
-        if (!(*parameter)->is_plain() || sizes((*parameter)->shape()) != shape || !(*parameter)->is_contiguous())
-            return false;
-        if (first && (*parameter)->dtype() != (*first)->dtype()) return false;
-        first = parameter;
+        const int found = (*parameter)->plain_dtype();
+        if (found < 0 || (dtype >= 0 && found != dtype)) return false;
+        if (!has_shape(**parameter, sizes, n) || !(*parameter)->is_contiguous()) return false;
+        dtype = found;
     }
-    if (!first) return true;
-    const DType dtype = (*first)->dtype();
-    return dtype == of_x || (dtype == DType::f32 && (of_x == DType::bf16 || of_x == DType::f16));
+    return dtype < 0 || DType(dtype) == of_x || (DType(dtype) == DType::f32 && (of_x == DType::bf16 || of_x == DType::f16));
 }
 
 // x (N, C, *) with more than one value per channel, in a layout of the kernels, as the residual; all else (C).
 inline bool plain_channels(Tensor x, Maybe residual, Maybe weight, Maybe bias, Maybe mean, Maybe var) {
-    if (!x.is_plain() || !x.is_dense() || bool(mean) != bool(var)) return false;
+    const int dtype = x.plain_dtype();
+    if (dtype < 0 || !x.is_dense() || bool(mean) != bool(var)) return false;
     const Sizes shape = sizes(x.shape());
-    if (shape.size() < 2 || shape[1] == 0 || x.numel() <= shape[1]) return false;
+    if (shape.size() < 2) return false;
+    int64_t values = shape[0];  // per channel
+    for (size_t axis = 2; axis < shape.size(); ++axis) values *= shape[axis];
+    if (shape[1] == 0 || values < 2) return false;
     const bool contiguous = x.is_contiguous();
     const Sizes stride = contiguous ? Sizes{} : sizes(x.stride());
     if (!contiguous && !is_channels_last(shape, stride)) return false;
     if (residual) {
-        if (!residual->is_plain() || !residual->is_dense() || residual->dtype() != x.dtype() || sizes(residual->shape()) != shape) return false;
+        if (residual->plain_dtype() != dtype || !residual->is_dense()) return false;
+        if (!has_shape(*residual, shape.data(), shape.size())) return false;
         if (contiguous ? !residual->is_contiguous() : sizes(residual->stride()) != stride) return false;
     }
-    const Sizes per_channel{shape[1]};
-    return are_parameters({&weight, &bias}, per_channel, x.dtype()) && are_parameters({&mean, &var}, per_channel, x.dtype());
+    return are_parameters({&weight, &bias}, &shape[1], 1, DType(dtype)) &&
+           are_parameters({&mean, &var}, &shape[1], 1, DType(dtype));
+}
+
+// x, not empty and contiguous, ends in the axes of weight and bias.
+inline bool plain_rows(Tensor x, nanobind::tuple normalized_shape, Maybe weight, Maybe bias) {
+    const int dtype = x.plain_dtype();
+    if (dtype < 0 || !x.is_dense() || !x.is_contiguous()) return false;
+    const Sizes shape = sizes(x.shape()), row = sizes(normalized_shape);
+    if (row.empty() || row.size() > shape.size() || !std::equal(row.begin(), row.end(), shape.end() - row.size()))
+        return false;
+    if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return false;
+    return are_parameters({&weight, &bias}, row.data(), row.size(), DType(dtype));
 }
 
 }  // namespace normkit

@@ -61,14 +61,14 @@ struct Tensor {
         return DType(found);
     }
 
-    // A torch.Tensor or Parameter and nothing derived from them, in the memory of this process, of a dtype that the
-    // kernels know.
-    bool is_plain() const {
+    // The dtype of a torch.Tensor or Parameter, and nothing derived from them, in the memory of this process; -1 of
+    // others, and of dtypes that the kernels do not know.
+    int plain_dtype() const {
         static const nanobind::handle tensor = torch("Tensor"), parameter = torch("nn.Parameter");
         static const Name name("is_cpu");
         const auto type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-        return (type == tensor.ptr() || type == parameter.ptr()) && name.of(object).ptr() == Py_True &&
-               code(object) >= 0;
+        const bool plain = (type == tensor.ptr() || type == parameter.ptr()) && name.of(object).ptr() == Py_True;
+        return plain ? code(object) : -1;
     }
     // Values are what memory holds.
     bool is_dense() const {

@@ -78,10 +78,10 @@ def long_way(call: dict[str, Any]) -> Tensor:
 def test_the_same_bits_both_ways(changed: dict[str, Any], training: bool) -> None:
     call = tensors(**changed, training=training)
     if not training and call["running"] is None:
-        assert kernels.plain_channels(**call) is None, "there is nothing to evaluate with"
+        assert kernels.straight_channels(**call) is None, "there is nothing to evaluate with"
         return
     short, long = ({name: copy(value) for name, value in call.items()} for _ in range(2))
-    y, expected = kernels.plain_channels(**short), long_way(long)
+    y, expected = kernels.straight_channels(**short), long_way(long)
     assert y is not None
     assert torch.equal(y, expected)
     assert y.stride() == expected.stride()
@@ -139,7 +139,7 @@ EXTRAORDINARY = {
 def test_whatever_else_takes_the_long_way(changed: dict[str, Any]) -> None:
     call = tensors(**changed)
     before = copy(call["running"])
-    assert kernels.plain_channels(**call) is None
+    assert kernels.straight_channels(**call) is None
     for left, was in zip(call["running"] or (), before or (), strict=True):
         assert not isinstance(left, Tensor) or torch.equal(left, was)
 
@@ -148,7 +148,7 @@ def test_transforms_take_the_long_way() -> None:
     call = tensors(residual=None)
 
     def seen(x: Tensor) -> Tensor:
-        assert kernels.plain_channels(**{**call, "x": x}) is None
+        assert kernels.straight_channels(**{**call, "x": x}) is None
         return x * 2
 
     torch.func.vmap(seen)(X[None])
@@ -158,3 +158,83 @@ def test_transforms_take_the_long_way() -> None:
     torch.jit.trace(seen, X, check_trace=False)
     with torch.autograd.forward_ad.dual_level():
         seen(X)
+
+
+ROWS = {
+    "one axis": (torch.randn(6, 7), (7,), torch.float32),
+    "two axes": (torch.randn(4, 3, 5), (3, 5), torch.float32),
+    "half": (torch.randn(2, 3, 40).bfloat16(), (40,), torch.float32),
+    "all half": (torch.randn(2, 3, 40).half(), (40,), torch.float16),
+    "float64": (torch.randn(3, 9).double(), (9,), torch.float64),
+}
+
+
+@pytest.mark.parametrize("centered", [True, False], ids=["layer", "rms"])
+@pytest.mark.parametrize(("x", "shape", "dtype"), ROWS.values(), ids=ROWS)
+def test_rows_have_the_same_bits_both_ways(
+    x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, centered: bool
+) -> None:
+    short, long = ([copy(x), torch.rand(shape).to(dtype), torch.ones(shape).to(dtype)] for _ in range(2))
+    long[1] = short[1].clone()
+    for tensor in (*short[1:], *long[1:]):
+        tensor.requires_grad_()
+    y = kernels.straight_rows(short[0], shape, *short[1:], 1e-5, centered)
+    expected = kernels.rows(long[0], len(shape), *long[1:], 1e-5, centered)
+    assert y is not None
+    assert torch.equal(y, expected)
+    dy = torch.ones_like(y).cumsum(0)
+    y.backward(dy)
+    expected.backward(dy)
+    for a, b in zip(short, long, strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "weight"),
+    [
+        (torch.ones(4, 6)[:, ::2], (3,), torch.ones(3)),
+        (torch.ones(4, 3), (4,), torch.ones(4)),
+        (torch.ones(4, 3), (), None),
+        (torch.ones(3), (4, 3), torch.ones(4, 3)),
+        (torch.ones(0, 3), (3,), torch.ones(3)),
+        (torch.ones(4, 3), (3,), torch.ones(4, 3)),
+        (torch.ones(4, 3), (3,), torch.ones(3).double()),
+        (torch.ones(4, 3).long(), (3,), None),
+        (torch.ones(4, 3), [3], torch.ones(3)),
+    ],
+)
+def test_other_rows_take_the_long_way(x: Tensor, shape: Any, weight: Tensor | None) -> None:
+    assert kernels.straight_rows(x, shape, weight, None, 1e-5, True) is None
+
+
+@pytest.mark.parametrize("x", [X, last(X), X[:, :, 0, 0]], ids=["contiguous", "channels last", "table"])
+def test_groups_have_the_same_bits_both_ways(x: Tensor) -> None:
+    x = torch.cat([x, x + 1], 1)
+    short, long = copy(x), copy(x)
+    weight, bias = torch.rand(2, 2 * C)
+    y = kernels.straight_groups(short, 2, weight, bias, 1e-5, "silu")
+    expected = kernels.groups(long, 2, weight, bias, 1e-5, "silu")[0]
+    assert y is not None
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(short.grad, long.grad)
+
+
+@pytest.mark.parametrize(
+    ("x", "num_groups"),
+    [(X, 2), (X, 0), (X, -1), (swapped(X), 1), (X.long(), 1), (X[0], 5), (torch.ones(2, 4), 4)],
+)
+def test_other_groups_take_the_long_way(x: Tensor, num_groups: int) -> None:
+    assert kernels.straight_groups(x, num_groups, None, None, 1e-5, None) is None
+
+
+def test_the_second_derivative_goes_through_torch_operations() -> None:
+    x, weight = X.double().requires_grad_(), torch.rand(C).double().requires_grad_()
+
+    def normalized(x: Tensor, weight: Tensor) -> Tensor:
+        y = kernels.straight_channels(x, weight, None, 1e-5, "silu", None, None, True)
+        assert y is not None
+        return y
+
+    assert torch.autograd.gradgradcheck(normalized, (x, weight))
