@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from normkit import page
 from normkit.errors import InputError
-from normkit.lab import figures, table
+from normkit.lab import figures, palette, table
 from normkit.lab.comparison import TARGET_SHARE, Comparison
 from normkit.lab.sentence import sentence
 
@@ -36,6 +36,7 @@ def render(comparison: Comparison, *, command: str) -> str:
     """The page as text; the same comparison gives the same text. Every value is escaped but our own SVG."""
     return page.render(
         _TEMPLATE,
+        colors=Markup(palette.variables()),
         data=comparison.settings.data,
         model=comparison.settings.model,
         sentence=sentence(comparison),

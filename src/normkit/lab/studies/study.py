@@ -7,12 +7,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from normkit.errors import InputError
 from normkit.lab.intervals import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 Scale = Literal["quick", "full"]
@@ -119,10 +120,11 @@ def _number(value: object) -> float:
 
 
 class Study(ABC):
-    """A question, its design, its measurement, its rule and its figure. One subclass a file, one instance each.
+    """A question, its design, its measurement, its rule and its figure. One subclass a file, its instance `STUDY`.
 
-    `measure` runs in a process of its own with one thread, and depends on nothing but its arguments: equal trials
-    measure the same to the bit. It never writes; the process that owns the store does.
+    `measure` runs in a process of its own with one thread and generators at 0, and depends on nothing but its
+    arguments: equal trials measure the same to the bit. It never writes; the process that owns the store does.
+    An instance has no state: workers are sent it by the name of its class.
     """
 
     name: ClassVar[str]  # as in `normkit study NAME`: lower case, hyphens
@@ -135,6 +137,9 @@ class Study(ABC):
     literature: ClassVar[str]  # what published work found, with authors and years
     takes_data: ClassVar[bool] = True  # whether `--data` makes sense
     takes_model: ClassVar[bool] = False  # whether `--model` does
+    alone: ClassVar[bool] = (
+        False  # measures time: one trial at a time, and they repeat within noise, not to the bit
+    )
     revision: ClassVar[int] = 1  # counts changes to `measure`: results of earlier ones are not mixed in
 
     @abstractmethod
@@ -150,7 +155,7 @@ class Study(ABC):
 
     @abstractmethod
     def measure(self, trial: Trial, subject: Subject) -> Result:
-        """Take one measurement."""
+        """Take one measurement: a number or a string under each name, or a list of numbers for a curve."""
 
     @abstractmethod
     def judge(self, results: Results) -> Finding:
@@ -158,4 +163,4 @@ class Study(ABC):
 
     @abstractmethod
     def figure(self, results: Results) -> Figure:
-        """Draw what was measured, with direct labels and intervals as bands."""
+        """Draw what was measured, with direct labels and intervals as bands: by `normkit.lab.drawing`."""
