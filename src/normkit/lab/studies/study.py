@@ -59,7 +59,7 @@ class Effect:
     """One contrast that bears on the claim, as an estimate over paired seeds."""
 
     label: str  # what is compared with what, for a person: "batch / none, steps to 90%"
-    estimate: Estimate
+    estimate: Estimate  # of `normkit.lab.bootstrap`: bootstrap_difference, bootstrap_ratio
     no_effect: float  # 0 for a difference, 1 for a ratio
     claimed: Literal["below", "above"]  # the side of `no_effect` on which the claim holds
     unit: str = ""  # of the estimate: "x", "points", "nats"
