@@ -1,0 +1,159 @@
+"""`normkit compare`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normkit.cli.terminal import bar, console, words
+from normkit.errors import InputError, optional
+from normkit.lab.grid import OUT, Grid
+
+if TYPE_CHECKING:
+    from normkit.lab.compare import OnProgress, Plan
+    from normkit.lab.records import Epoch, Settings
+
+
+def _question(help: str, show_default: bool | str = True) -> Any:
+    return typer.Option(help=help, show_default=show_default, rich_help_panel="Question")
+
+
+def _training(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Training, the same for every norm")
+
+
+def _machine(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Machine and output")
+
+
+_RATES = ",".join(map(str, Grid.lr))
+_TARGET = "95% of the way from chance to the best"
+
+
+def compare(
+    data: Annotated[
+        str, _question("digits, mnist, fashion-mnist, cifar10, or FILE.npz with arrays x and y.")
+    ] = Grid.data,
+    model: Annotated[str, _question("mlp, cnn or sigmoid.")] = Grid.model,
+    norms: Annotated[
+        str,
+        _question(
+            "With commas, of none, batch, layer, group, instance, rms, ghost, renorm, virtual, adaptive, sync, "
+            "switch, batch_instance, frn, dynamic_tanh, weight_norm, weight_standardization, spectral_norm.",
+            "the first six, as far as the model takes them",
+        ),
+    ] = ",".join(Grid.norms),
+    placement: Annotated[str, _question("pre or post: before the activation or after it.")] = Grid.placement,
+    lr: Annotated[
+        list[str] | None,
+        _question("Learning rate; of several, with commas, each norm is compared at its best.", _RATES),
+    ] = None,
+    seeds: Annotated[int, _question("Runs of each; more give narrower intervals.")] = Grid.seeds,
+    target: Annotated[
+        float | None, _question("Validation accuracy, 0 to 1, that steps are counted to.", _TARGET)
+    ] = Grid.target,
+    epochs: Annotated[int, _training("Passes over the training split.")] = Grid.epochs,
+    batch_size: Annotated[int, _training("Samples per step.")] = Grid.batch_size,
+    optimizer: Annotated[str, _training("adam, or sgd with momentum 0.9.")] = Grid.optimizer,
+    input_scaling: Annotated[
+        str, _training("none, minmax, standard or log, fitted on the training split alone.")
+    ] = Grid.input_scaling,
+    dropout: Annotated[float, _training("Probability, after each hidden layer.")] = Grid.dropout,
+    weight_decay: Annotated[float, _training("L2 term in the gradient.")] = Grid.weight_decay,
+    device: Annotated[str, _machine("cpu or cuda.")] = Grid.device,
+    threads: Annotated[
+        int, _machine("Threads of torch; with one, results do not depend on how many cores there are.")
+    ] = Grid.threads,
+    out: Annotated[Path, _machine("Folder of runs and report; a run that is in it is not repeated.")] = OUT,
+) -> None:
+    """Measure whether and how much normalization helps a network on your data.
+
+    Trains the network with each norm, over several seeds, and shows: steps to
+    a common accuracy, final accuracy and loss, the gap between training and
+    validation, time per step. Each has a 95% interval, and one sentence says
+    what was found. All of it is written to report.html in --out.
+
+    Stop it whenever you like: the same command goes on, to the same result.
+
+    [bold]normkit compare[/bold]
+    The usual norms on handwritten digits; a minute or two.
+
+    [bold]normkit compare --norms none,batch --lr 0.001,0.003,0.01[/bold]
+    Each norm at its best learning rate.
+
+    [bold]normkit compare --data FILE.npz --model mlp --batch-size 16[/bold]
+    Your own data.
+    """
+    grid = Grid(
+        data=data,
+        model=model,
+        norms=_norms(norms),
+        placement=placement,
+        input_scaling=input_scaling,
+        batch_size=batch_size,
+        lr=Grid.lr if lr is None else tuple(_number(word) for part in lr for word in words(part)),
+        optimizer=optimizer,
+        dropout=dropout,
+        weight_decay=weight_decay,
+        epochs=epochs,
+        seeds=seeds,
+        target=target,
+        device=device,
+        threads=threads,
+    )
+    _compare(grid, out)
+
+
+def _compare(grid: Grid, out: Path) -> None:
+    for module in ("jinja2", "matplotlib", "safetensors", "sklearn"):
+        optional(module, "lab")
+    from normkit.lab import report, table
+    from normkit.lab.compare import carry_out, check_out, plan
+    from normkit.lab.sentence import sentence
+
+    check_out(out)
+    the_plan = plan(grid)
+    try:
+        with _progress(the_plan) as on_progress:
+            comparison = carry_out(the_plan, out, on_progress)
+    except KeyboardInterrupt:
+        print("normkit: interrupted; finished epochs are kept, the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    page = out / "report.html"
+    report.write(comparison, page, command=grid.command(out))
+    show = console().print
+    show(table.terminal(comparison))
+    show(sentence(comparison))
+    show(f"\nReport: {page}")
+
+
+@contextmanager
+def _progress(plan: Plan) -> Generator[OnProgress]:
+    """A bar over all epochs of all runs."""
+    with bar("epochs") as move:
+
+        def on_progress(done: int, settings: Settings, epoch: Epoch | None) -> None:
+            words = f"seed {settings.seed + 1}/{plan.grid.seeds}  {settings.norm:<8}  lr {settings.lr:g}"
+            if epoch is not None and epoch.measurements:
+                words += f"  {epoch.measurements[-1].val_accuracy:6.1%}"
+            move(done, plan.epochs, words)
+
+        yield on_progress
+
+
+def _norms(text: str) -> tuple[str, ...]:
+    if text and not words(text):
+        raise InputError(f"--norms must be names with commas between them, got {text!r}")
+    return tuple(words(text))
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise InputError(f"--lr must be numbers with commas between them, got {word!r}") from None
