@@ -39,7 +39,7 @@ def compare(
     data: Annotated[
         str, _question("digits, mnist, fashion-mnist, cifar10, or FILE.npz with arrays x and y.")
     ] = Grid.data,
-    model: Annotated[str, _question("mlp, cnn or sigmoid.")] = Grid.model,
+    model: Annotated[str, _question("mlp, cnn, sigmoid or residual.")] = Grid.model,
     norms: Annotated[
         str,
         _question(
