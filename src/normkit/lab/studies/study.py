@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from normkit.errors import InputError
@@ -28,9 +29,15 @@ class Subject:
     """What the trials of a study work on; by default what the study was designed with."""
 
     data: str = "digits"  # a data set's name or an .npz file; see `data.load`
-    model: str | None = (
-        None  # FILE.py:NAME of a function that returns a network; its norm is set by nk.convert
-    )
+    model: str | None = None  # FILE.py:NAME of a function that returns a network; `own.network` sets its norm
+
+    def located(self) -> Subject:
+        """The same by absolute paths, which hold in other processes and folders too."""
+        data = str(Path(self.data).resolve()) if self.data.endswith(".npz") else self.data
+        if self.model is None:
+            return Subject(data)
+        where, _, name = self.model.rpartition(":")
+        return Subject(data, f"{Path(where).resolve()}:{name}" if where.endswith(".py") else self.model)
 
 
 @dataclass(frozen=True)
