@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -43,21 +42,24 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
     carry_out(plan([Made()], "quick"), tmp_path, workers=1)
     seen: list[tuple[int, int]] = []
     (report,) = carry_out(
-        plan([Made()], "full"), tmp_path, workers=1, on_progress=lambda done, total, _: seen.append((done, total))
+        plan([Made()], "full"),
+        tmp_path,
+        workers=1,
+        on_progress=lambda done, total, _: seen.append((done, total)),
     )
     assert seen == [(done, 24) for done in range(12, 25)]
     assert report.finding is not None
     assert report.finding.verdict == "supported"
     assert report.finding.effects[0].estimate.mean == pytest.approx(-0.5)
     assert report.finding.effects[0].estimate.count == 12
-    carry_out(plan([Made()], "full"), tmp_path, workers=1, on_progress=lambda done, total, _: seen.append((done, 1)))
+    carry_out(
+        plan([Made()], "full"), tmp_path, workers=1, on_progress=lambda done, total, _: seen.append((done, 1))
+    )
     assert seen[-1] == (24, 1)
     assert len(seen) == 14
 
 
-def test_a_killed_worker_costs_an_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_worker_costs_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     monkeypatch.setenv("NORMKIT_TEST_MARKS", str(marks))
@@ -79,15 +81,13 @@ def test_one_killed_every_time_is_named_and_costs_no_other(
     monkeypatch.setenv("NORMKIT_TEST_MARKS", str(marks))
     monkeypatch.setenv("NORMKIT_TEST_KILLS", "100")
     killed, made = carry_out(plan([Killed(), Made()], "quick"), tmp_path / "out", workers=1)
-    assert len([*marks.iterdir()]) == 6  # two trials of seed 1, three attempts each
+    assert len([*marks.iterdir()]) == 3
     assert killed.finding is None
-    assert [str(problem.task) for problem in killed.problems] == [
-        "killed (norm none, seed 1)",
-        "killed (norm batch, seed 1)",
-    ]
-    assert {problem.problem for problem in killed.problems} == {"3 workers at it ended: killed by SIGKILL"}
+    (problem,) = killed.problems
+    assert str(problem.task) == "killed (norm none, seed 1)"
+    assert problem.problem == "3 workers at it ended: killed by SIGKILL"
     assert made.finding is not None
-    assert len(kept(tmp_path / "out")) == 22
+    assert len(kept(tmp_path / "out")) == 23
 
 
 def test_what_raises_is_told_in_a_line_and_costs_no_other(tmp_path: Path) -> None:
@@ -95,7 +95,9 @@ def test_what_raises_is_told_in_a_line_and_costs_no_other(tmp_path: Path) -> Non
     assert report.finding is None
     lines = {outcome.problem for outcome in report.problems}
     assert "the data must have images, got rows of 64" in lines
-    assert any(line.startswith("ValueError: Out of range float values are not JSON compliant") for line in lines)
+    assert any(
+        line.startswith("ValueError: Out of range float values are not JSON compliant") for line in lines
+    )
     assert len(report.problems) == 4
     assert all("measure" in outcome.trace for outcome in report.problems)
     assert len(kept(tmp_path)) == 8
@@ -127,9 +129,14 @@ def test_another_revision_subject_or_file_is_measured_anew(tmp_path: Path) -> No
     class WithModel(Made):
         takes_model = True
 
-    keys = {plan([study], "quick", subject).all[0].key for study, subject in (
-        (Made(), Subject()), (Later(), Subject()), (WithModel(), Subject(model=f"{model}:build")),
-    )}
+    keys = {
+        plan([study], "quick", subject).all[0].key
+        for study, subject in (
+            (Made(), Subject()),
+            (Later(), Subject()),
+            (WithModel(), Subject(model=f"{model}:build")),
+        )
+    }
     model.write_text("def build(): return None\n")
     keys.add(plan([WithModel()], "quick", Subject(model=f"{model}:build")).all[0].key)
     assert len(keys) == 4

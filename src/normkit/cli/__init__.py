@@ -15,6 +15,7 @@ import typer
 from normkit.cli.bench import bench
 from normkit.cli.compare import compare
 from normkit.cli.doctor import doctor, recalibrate
+from normkit.cli.study import study
 from normkit.errors import InputError, MissingExtraError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -52,6 +53,7 @@ def env() -> None:
 
 
 app.command()(compare)
+app.command()(study)
 app.add_typer(bench, name="bench")
 app.command()(recalibrate)
 app.command()(doctor)

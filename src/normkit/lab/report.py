@@ -8,7 +8,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from normkit import page
-from normkit.errors import InputError
 from normkit.lab import figures, palette, table
 from normkit.lab.comparison import TARGET_SHARE, Comparison
 from normkit.lab.sentence import sentence
@@ -22,14 +21,7 @@ def write(comparison: Comparison, path: Path, *, command: str) -> None:
     Raises:
         InputError: a path that cannot be written.
     """
-    text = render(comparison, command=command)
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as failure:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"{path}: {failure.strerror or failure}") from failure
+    page.write(path, render(comparison, command=command))
 
 
 def render(comparison: Comparison, *, command: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
@@ -10,6 +12,7 @@ import normkit as nk
 from normkit.doctor.target import load_function, load_model
 from normkit.errors import InputError
 
+_GHOST = 16  # samples, as in the lab's own networks
 _ROWS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
@@ -29,7 +32,8 @@ def network(model: str, norm: str) -> nn.Module:
         raise InputError(f"{model} must have norms whose kind can be varied, but it has none")
     if norm == "none":
         return _without(made, norms)
-    outcome = nk.convert(made, norm, **({"ghost_size": 16} if norm == "ghost" else {}))
+    options: dict[str, Any] = {"ghost_size": _GHOST} if norm == "ghost" else {}
+    outcome = nk.convert(made, norm, **options)
     unlike = {name: reason for name, reason in outcome.left.items() if name in norms}
     if unlike:
         name, reason = next(iter(unlike.items()))

@@ -133,6 +133,6 @@ def _judged(
     problems: Sequence[Outcome],
 ) -> Report:
     results = Results((task.trial, measured[task.key][0]) for task in tasks if task.key in measured)
-    mine = tuple(outcome for outcome in problems if outcome.task.study is study)
+    mine = tuple(outcome for outcome in problems if outcome.task.study.name == study.name)
     seconds = sum(measured[task.key][1] for task in tasks if task.key in measured)
     return Report(study, results, None if mine else study.judge(results), mine, seconds)
