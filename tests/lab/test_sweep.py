@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from normkit.lab.sweep.trials import Trials
 
 def kept(out: Path) -> list[tuple[object, ...]]:
     """All that the store of a folder has, but for the seconds."""
-    with sqlite3.connect(out / "trials.sqlite") as database:
+    with closing(sqlite3.connect(out / "trials.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         return database.execute(
             "SELECT key, study, levels, seed, subject, result FROM trials ORDER BY key"
@@ -105,7 +107,6 @@ def test_what_raises_is_told_in_a_line_and_costs_no_other(tmp_path: Path) -> Non
 
 def test_workers_end_with_the_sweep(tmp_path: Path) -> None:
     """One that is left alone in the middle, by an exception of the caller's."""
-    import multiprocessing
 
     def leave(done: int, total: int, what: str) -> None:
         if done == 2:
