@@ -24,7 +24,8 @@ class Sequences(NamedTuple):
 def adding(count: int, seed: int, longest: int = 16) -> Sequences:
     """Make sequences of values from [0, 1), two of them marked by a 1; the target is the sum of these two.
 
-    Lengths are from half of `longest` to all of it, each as likely. The marks are at any two different steps.
+    Lengths are half of `longest`, three quarters or all of it, each as likely: a batch has several of each, so that
+    norms with statistics over a batch have some at every step. The marks are at any two different steps.
 
     Hochreiter and Schmidhuber, "Long short-term memory", 1997, section 5.4, whose marks and lengths differ.
 
@@ -32,10 +33,10 @@ def adding(count: int, seed: int, longest: int = 16) -> Sequences:
     >>> bool(((made.x[..., 0] * made.x[..., 1]).sum(1) == made.y).all())
     True
     """
-    if longest < 4:
-        raise ValueError(f"two marked steps in half of a sequence need 4 steps or more, got {longest}")
+    if longest < 4 or longest % 4:
+        raise ValueError(f"lengths of quarters with two marked steps in two need a multiple of 4, got {longest}")
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(longest // 2, longest + 1, count)
+    lengths = rng.integers(2, 5, count) * (longest // 4)
     steps = np.arange(longest)
     real = steps < lengths[:, None]
     values = np.where(real, rng.random((count, longest)), 0).astype(np.float32)
