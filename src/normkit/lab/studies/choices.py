@@ -1,4 +1,4 @@
-"""Choosing from what was measured: each arm of a study at the best of its levels."""
+"""Choosing from what was measured: numbers, curves, and each arm of a study at the best of its levels."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def numbers(by_seed: Mapping[int, Result], value: str) -> list[float]:
     """A value of every seed that has one, in the order of the seeds."""
     found = (by_seed[seed][value] for seed in sorted(by_seed))
     return [float(number) for number in found if isinstance(number, (int, float))]
+
+
+def curve(result: Result, value: str) -> list[float]:
+    """A list of numbers that was measured."""
+    measured = result[value]
+    assert isinstance(measured, list), f"{value} is no list"
+    return [float(number) for number in measured]
 
 
 def _has(results: Results, levels: Mapping[str, Level]) -> bool:

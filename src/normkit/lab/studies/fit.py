@@ -43,16 +43,23 @@ class Samples:
         """A data set's splits as tensors."""
         return cls(*map(torch.from_numpy, (dataset.x_train, dataset.y_train, dataset.x_val, dataset.y_val)))
 
-    def first(self, count: int) -> Samples:
-        """The same with `count` training samples, drawn once and for all."""
-        chosen = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))[:count]
-        return Samples(self.x[chosen], self.y[chosen], self.x_val, self.y_val)
+    def first(self, count: int, *, val: int = 500, seed: int = 0) -> Samples:
+        """At most `count` training and `val` validation samples, drawn by a seed of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        kept = torch.randperm(len(self.x), generator=generator)[:count]
+        kept_val = torch.randperm(len(self.x_val), generator=generator)[:val]
+        return Samples(self.x[kept], self.y[kept], self.x_val[kept_val], self.y_val[kept_val])
 
 
 @lru_cache(maxsize=2)
 def scaled(data: str, scaling: str = "standard") -> Dataset:
     """A data set with its inputs scaled; loaded once in a process."""
     return scale(scaling, load(data))
+
+
+def chance(dataset: Dataset) -> float:
+    """Validation accuracy of the best constant answer: the share of the most frequent class."""
+    return float(np.bincount(dataset.y_val).max()) / len(dataset.y_val)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -145,7 +152,9 @@ def fit(
     with seeded(seed) as order:
         network = make()
         optimizer = _optimizer(recipe, network)
-        part = samples.first(len(samples.x_val))  # as many to evaluate as there are to validate
+        part = samples.first(
+            len(samples.x_val), val=len(samples.x_val)
+        )  # as many to evaluate as there are to validate
         readings = [_read(network, part, recipe, 0)]
         losses: list[float] = []
         for step, batch in zip(range(recipe.steps), _batches(order, samples, recipe), strict=False):
