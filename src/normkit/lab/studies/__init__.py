@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from normkit.lab.studies.study import Study
 
 # In the order of their claims. The study `deep-sigmoid` is STUDY in deep_sigmoid.py, imported when it is asked for.
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = (
+    "fewer-steps",
+    "learning-rate",
+    "initialisation",
+    "sigmoid-inputs",
+    "gradient-shift",
+    "noisy-batch-norm",
+    "gradient-flow",
+    "loss-landscape",
+)
 
 
 def find(name: str) -> Study:

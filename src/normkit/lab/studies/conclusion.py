@@ -16,6 +16,12 @@ def each_of(effects: Sequence[Effect]) -> Verdict:
     return "supported" if verdicts == {"supported"} else "undecided"
 
 
+def agreed(effects: Sequence[Effect]) -> Verdict:
+    """The verdict that all effects have, undecided where they differ: what holds here and not there is neither."""
+    verdicts = {effect.verdict for effect in effects}
+    return effects[0].verdict if len(verdicts) == 1 else "undecided"
+
+
 def told(estimate: Estimate, digits: int = 2) -> str:
     """A mean and its interval, to some significant digits.
 

@@ -112,7 +112,7 @@ class GradientFlow(Study):
             agreed(effects[:2]),
             effects,
             f"Slope per layer, batch norm less none: {told(effects[0].estimate)} decades from torch's initial weights, "
-            f"{told(effects[1].estimate)} from He's; at depth {deepest} accuracy ends at {batch:.0%} against {none:.0%}.",
+            f"{told(effects[1].estimate)} from He's; {deepest} layers end at {batch:.0%} against {none:.0%}.",
         )
 
     def figure(self, results: Results) -> Figure:

@@ -58,9 +58,7 @@ class InputScaling(Study):
     def measure(self, trial: Trial, subject: Subject) -> Result:
         dataset = scaled(subject.data, str(trial.levels["scaling"]))
         shape = dataset.x_train.shape[1:]
-        make = partial(
-            build, "mlp", norm="none", placement="pre", input_shape=shape, classes=dataset.classes
-        )
+        make = partial(build, "mlp", norm="none", placement="pre", input_shape=shape, classes=dataset.classes)
         recipe = Recipe(STEPS, float(trial.levels["lr"]), BATCH, evaluate_every=EVERY)
         curve = fit(make, Samples.of(dataset), recipe, seed=trial.seed)
         scores = [reading.val_score for reading in curve.readings]
@@ -75,7 +73,11 @@ class InputScaling(Study):
             for s in SCALINGS[1:]
             for effect in (
                 Effect(
-                    f"{s} / none: steps to target", bootstrap_ratio(steps[s], steps["none"]), 1.0, "below", "x"
+                    f"{s} / none: steps to target",
+                    bootstrap_ratio(steps[s], steps["none"]),
+                    1.0,
+                    "below",
+                    "x",
                 ),
                 Effect(
                     f"{s} - none: learning rates that reach it",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-import normkit as nk
-from normkit.doctor.target import blaming, load_function
+from normkit.doctor.target import blaming
 from normkit.errors import InputError
 from normkit.lab.data import Dataset
 from normkit.lab.models import begin, build
+from normkit.lab.studies import own
 from normkit.lab.studies.fit import scaled
 from normkit.lab.studies.study import Study, Subject
 
@@ -19,7 +19,8 @@ LEAST_SIDE = 6  # pixels that the convolutions of `cnn` need
 def network(subject: Subject, norm: str, dataset: Dataset, *, model: str | None = None) -> nn.Module:
     """A new network with random weights: the lab's `cnn`, or `mlp` where samples are no images, or the user's.
 
-    The user's has its norms converted, before training, so that they start from mean 0 and variance 1.
+    The user's has its norms converted, before training, so that they start from mean 0 and variance 1; for `none`
+    they are taken out.
     """
     if subject.model is None:
         fitting = model or ("cnn" if is_image(dataset) else "mlp")
@@ -27,10 +28,7 @@ def network(subject: Subject, norm: str, dataset: Dataset, *, model: str | None 
         net = build(fitting, norm=norm, placement="pre", input_shape=shape, classes=dataset.classes)
         begin(net, norm, torch.from_numpy(dataset.x_train[:64]))
         return net
-    with blaming(f"{subject.model}() raised"):
-        net = load_function(subject.model)()
-    nk.convert(net, norm)
-    return net
+    return own.network(subject.model, norm)
 
 
 def is_image(dataset: Dataset) -> bool:
@@ -80,16 +78,7 @@ def check_own_network(subject: Subject, norm: str) -> None:
         return
     dataset = scaled(subject.data)
     with torch.random.fork_rng(devices=[]):
-        with blaming(f"{subject.model}() raised"):
-            net = load_function(subject.model)()
-        if not isinstance(net, nn.Module):
-            raise InputError(
-                f"{subject.model} must be a function that returns a network, got a {type(net).__name__}"
-            )
-        if not nk.convert(net, norm).done:
-            raise InputError(
-                f"{subject.model} has no norm that can be a {norm} norm: give it one where it is wanted"
-            )
+        net = own.network(subject.model, norm)
         with blaming(f"{subject.model} does not take the samples of {subject.data}"), torch.no_grad():
             outputs = net.eval()(torch.from_numpy(dataset.x_train[:2]))
     if list(outputs.shape) != [2, dataset.classes]:

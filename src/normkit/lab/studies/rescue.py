@@ -34,7 +34,9 @@ class Rescue(Study):
     claim = "C14"
     statement = "Batch norm rescues training that would not converge at all."
     source = "article 004, after Ioffe and Szegedy (2015), section 4.1"
-    question = "Where a deep sigmoid network stays at chance at every learning rate, does it learn with batch norm?"
+    question = (
+        "Where a deep sigmoid network stays at chance at every learning rate, does it learn with batch norm?"
+    )
     design = (
         "Networks of 3 (the original's), 6 and 9 hidden layers of 100 sigmoid units, weights N(0, 0.1^2), with "
         "batch norm before each sigmoid or none; SGD with momentum 0.9, batch size 60, 300 steps, learning "
@@ -85,7 +87,9 @@ class Rescue(Study):
             )
             for d, arms in sorted(by_depth.items(), key=lambda item: item[0] != depth)
         )
-        words = f"{100 * of['none'].mean:.1f}% without a norm and {100 * of['batch'].mean:.1f}% with batch norm"
+        words = (
+            f"{100 * of['none'].mean:.1f}% without a norm and {100 * of['batch'].mean:.1f}% with batch norm"
+        )
         where = f"depth {depth}, " + ("the least that is stuck" if stuck else "and no depth is stuck")
         sentence = f"At {where}: {words}; a difference of {told(effects[0].estimate, 3)} points."
         if stuck and of["batch"].above(line):

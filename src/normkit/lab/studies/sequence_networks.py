@@ -94,7 +94,9 @@ class _Block(nn.Module):
         return h + self.dense(self.before_dense(h, real))
 
     def _attend(self, h: Tensor, real: Tensor) -> Tensor:
-        split = self.queries_keys_values(h).unflatten(-1, (3, self.heads, -1))  # (N, T, 3, heads, width of a head)
+        split = self.queries_keys_values(h).unflatten(
+            -1, (3, self.heads, -1)
+        )  # (N, T, 3, heads, width of a head)
         q, k, v = split.movedim(2, 0).transpose(2, 3)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
         return self.mix(mixed.transpose(1, 2).flatten(2))

@@ -30,7 +30,9 @@ class WithoutGammaBeta(Study):
     claim = "C18"
     statement = "Without gamma and beta a sigmoid network loses accuracy."
     source = "articles 003, 004"
-    question = "Is a sigmoid network less accurate with gamma 1 and beta 0, and are its sigmoids closer to linear?"
+    question = (
+        "Is a sigmoid network less accurate with gamma 1 and beta 0, and are its sigmoids closer to linear?"
+    )
     design = (
         "Three layers of 100 sigmoid units (and, beside it, the ReLU MLP) with batch norm before the activation, "
         "gamma and beta learned or held at 1 and 0; SGD with momentum 0.9, batch size 60, 300 steps, each arm at "

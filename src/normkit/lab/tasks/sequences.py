@@ -34,7 +34,9 @@ def adding(count: int, seed: int, longest: int = 16) -> Sequences:
     True
     """
     if longest < 4 or longest % 4:
-        raise ValueError(f"lengths of quarters with two marked steps in two need a multiple of 4, got {longest}")
+        raise ValueError(
+            f"lengths of quarters with two marked steps in two need a multiple of 4, got {longest}"
+        )
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 5, count) * (longest // 4)
     steps = np.arange(longest)
