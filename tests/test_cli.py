@@ -106,7 +106,10 @@ def test_env_prints_the_facts(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--norms", "bacth"], "unknown norm 'bacth': choose from none, batch, ...; did you mean 'batch'?"),
         (["--norms", "none,layre"], "unknown norm 'layre': ...; did you mean 'layer'?"),
-        (["--model", "cn"], "unknown model 'cn': choose from mlp, cnn, sigmoid, residual; did you mean 'cnn'?"),
+        (
+            ["--model", "cn"],
+            "unknown model 'cn': choose from mlp, cnn, sigmoid, residual; did you mean 'cnn'?",
+        ),
         (["--model", "mlp", "--norms", "instance"], "norm 'instance' needs ..."),
         (["--data", "digit"], "unknown data set 'digit': ...; did you mean 'digits'?"),
         (["--data", "nowhere.npz"], "nowhere.npz: no such file"),

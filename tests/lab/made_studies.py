@@ -73,7 +73,7 @@ class Slow(Made):
     name: ClassVar[str] = "slow"
 
     def measure(self, trial: Trial, subject: Subject) -> Result:
-        time.sleep(0.2 if trial.seed < 3 else 30)
+        time.sleep(0.2 if trial.seed < 3 else 300)
         return super().measure(trial, subject)
 
 
@@ -102,3 +102,24 @@ class Failing(Made):
         if trial.seed == 2:
             return {"sum": float("nan")}
         return super().measure(trial, subject)
+
+
+class Big(Made):
+    """Each result takes a hundred kilobytes."""
+
+    name: ClassVar[str] = "big"
+
+    def measure(self, trial: Trial, subject: Subject) -> Result:
+        return {**super().measure(trial, subject), "long": "0123456789" * 10_000}
+
+
+if __name__ == "__main__":  # the command line with these studies in the place of its own
+    import sys
+
+    from normkit import cli
+    from normkit.lab import studies
+
+    made = {kind.name: kind() for kind in (Made, Noisy, Slow, Killed, Failing, Big)}
+    studies.NAMES = tuple(made)
+    studies.find = made.__getitem__
+    sys.exit(cli.run(sys.argv[1:]))

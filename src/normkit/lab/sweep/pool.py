@@ -13,6 +13,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Generator, Iterable
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from normkit.lab.sweep.interrupts import held
@@ -56,6 +57,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        resource_tracker.ensure_running()  # would be started with the process, and let SIGINT through again
         with held():  # which the process inherits
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
