@@ -96,7 +96,9 @@ class InferenceEstimators(Study):
         )
         whole = np.mean(column(results, "exact", batch=SMALL))
         differ = ", ".join(f"{e.label.split(' ')[0]} {told(e.estimate)}" for e in effects)
-        sentence = f"At batch size {SMALL}, points of accuracy from the {whole:.1f}% by the whole training set: {differ}."
+        sentence = (
+            f"At batch size {SMALL}, points of accuracy from the whole training set's {whole:.1f}%: {differ}."
+        )
         return Finding(_verdict([effect.estimate for effect in effects]), effects, sentence)
 
     def figure(self, results: Results) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ import normkit as nk
 from normkit.lab import drawing
 from normkit.lab.bootstrap import bootstrap_difference, bootstrap_mean
 from normkit.lab.data import Dataset
+from normkit.lab.intervals import Estimate
 from normkit.lab.studies.choices import best_level
 from normkit.lab.studies.conclusion import told
 from normkit.lab.studies.design import column, crossed, finite
@@ -78,13 +79,7 @@ class Rescue(Study):
         depth = stuck[0] if stuck else DEPTHS[-1]
         of = {norm: bootstrap_mean(values) for norm, values in by_depth[depth].items()}
         effects = tuple(
-            Effect(
-                f"batch - none at depth {d}: accuracy",
-                bootstrap_difference(*([100 * a for a in arms[norm]] for norm in ("batch", "none"))),
-                0.0,
-                "above",
-                "points",
-            )
+            Effect(f"batch - none at depth {d}: accuracy", _difference(arms), 0.0, "above", "points")
             for d, arms in sorted(by_depth.items(), key=lambda item: item[0] != depth)
         )
         words = (
@@ -140,6 +135,11 @@ def deep_sigmoid(depth: int, norm: str, dataset: Dataset) -> nn.Module:
 def _accuracies(results: Results, depth: int, norm: str) -> list[float]:
     lr = best_level(results, "lr", "accuracy", depth=depth, norm=norm)
     return column(results, "accuracy", depth=depth, norm=norm, lr=lr)
+
+
+def _difference(arms: Mapping[str, Sequence[float]]) -> Estimate:
+    batch, none = ([100 * accuracy for accuracy in arms[norm]] for norm in ("batch", "none"))
+    return bootstrap_difference(batch, none)
 
 
 STUDY = Rescue()

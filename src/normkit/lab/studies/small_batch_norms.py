@@ -45,8 +45,8 @@ class SmallBatchNorms(Study):
     )
     literature = (
         "Wu and He (2018): on ImageNet, group norm's error is within half a point from batch size 32 to 2 an "
-        "accelerator, batch norm's rises by about ten points. Ioffe (2017): batch renorm trains Inception-v3 "
-        "with microbatches of 4 nearly as well as with 32, where batch norm loses several points."
+        "accelerator, batch norm's rises by about ten points. Ioffe (2017): with microbatches of 4, "
+        "Inception-v3 loses about half as much accuracy by batch renorm as by batch norm."
     )
 
     def trials(self, scale: Scale) -> Sequence[Trial]:
