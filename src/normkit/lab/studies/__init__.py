@@ -20,6 +20,17 @@ NAMES: tuple[str, ...] = (
     "noisy-batch-norm",
     "gradient-flow",
     "loss-landscape",
+    "ghost-size",
+    "train-inference-gap",
+    "small-batch-norms",
+    "cost-of-training",
+    "rescue",
+    "sequence-models",
+    "weight-norm-conditioning",
+    "input-scaling",
+    "without-gamma-beta",
+    "fine-detail",
+    "inference-estimators",
 )
 
 

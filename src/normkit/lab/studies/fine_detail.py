@@ -21,7 +21,7 @@ from normkit.lab.tasks.shapes import LINE, shapes
 
 BATCHES = (2, 8)
 RATES = (0.003, 0.01)
-SEEN = 800  # images in every run
+STEPS = 400
 TRAINING, VALIDATION, CHANNELS = 256, 128, 12
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -43,8 +43,8 @@ class FineDetail(Study):
     design = (
         "256 generated images of 24x24 pixels, discs, rectangles and lines one pixel wide under noise, in different "
         "contrast and brightness. Three 3x3 convolutions of 12 channels at full resolution, dilated by 1, 2 and 1, a "
-        "norm behind each, then a 1x1 convolution; 800 images seen at batch size 2 and 8, Adam at the better of 0.003 "
-        "and 0.01. The score is the intersection over union of the lines in 128 other images, in evaluation mode."
+        "norm behind each, then a 1x1 convolution; 400 steps at batch size 2 and 8, Adam at the better of 0.003 and "
+        "0.01. The score is the intersection over union of the lines in 128 other images, in evaluation mode."
     )
     rule = (
         "Score with batch norm minus without a norm, in points, paired by seed, at each batch size. Supported where "
@@ -65,7 +65,7 @@ class FineDetail(Study):
     def measure(self, trial: Trial, subject: Subject) -> Result:
         levels = trial.levels
         size = int(levels["batch"])
-        recipe = Recipe(SEEN // size, float(levels["lr"]), size, "adam", score=overlap)
+        recipe = Recipe(STEPS, float(levels["lr"]), size, "adam", score=overlap)
         curve = fit(partial(segmenter, str(levels["norm"])), images(), recipe, seed=trial.seed)
         return {"overlap": None if curve.diverged else 100 * curve.last.val_score}
 
