@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from normkit.lab.studies.choices import numbers
 from normkit.lab.studies.study import Level, Result, Results, Scale, Trial
 
 SEEDS: Mapping[Scale, int] = {"quick": 6, "full": 12}
@@ -31,8 +32,7 @@ def finite(values: Mapping[str, float]) -> Result:
 
 def column(results: Results, value: str, **levels: Level) -> list[float]:
     """A value of all seeds at these levels that have one."""
-    found = (result[value] for result in results.of(**levels).values())
-    return [float(number) for number in found if isinstance(number, (int, float))]
+    return numbers(results.of(**levels), value)
 
 
 def within(results: Results, a: str, b: str, **levels: Level) -> tuple[list[float], list[float]]:

@@ -67,9 +67,9 @@ class GhostSize(Study):
 
         samples = Samples.of(dataset).first(TRAINING)
         curve = fit(make, samples, Recipe(STEPS, 0.003, BATCH, "adam"), seed=trial.seed)
-        last = curve.last
         if curve.diverged:
             return dict.fromkeys(("gap", "loss", "accuracy"))
+        last = curve.last
         return finite(
             {"gap": last.val_loss - last.train_loss, "loss": last.val_loss, "accuracy": 100 * last.val_score}
         )

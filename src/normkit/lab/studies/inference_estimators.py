@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -68,14 +69,11 @@ class InferenceEstimators(Study):
 
     def measure(self, trial: Trial, subject: Subject) -> Result:
         size, dataset = int(trial.levels["batch"]), scaled(subject.data)
-        samples, made = Samples.of(dataset), list[nn.Module]()
-
-        def make() -> nn.Module:
-            made.append(network(subject, "batch", dataset))
-            return made[0]
-
-        fit(make, samples, Recipe(STEPS, 0.001, size, "adam"), seed=trial.seed)
-        net, generator = made[0].eval(), torch.Generator().manual_seed(trial.seed)
+        samples, recipe = Samples.of(dataset), Recipe(STEPS, 0.001, size, "adam")
+        net = fit(
+            partial(network, subject, "batch", dataset), samples, recipe, seed=trial.seed
+        ).network.eval()
+        generator = torch.Generator().manual_seed(trial.seed)
         order = torch.randperm(len(samples.x), generator=generator)
         batches = [part for part in samples.x[order].split(size) if len(part) == size]
         return {

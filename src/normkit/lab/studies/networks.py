@@ -19,8 +19,12 @@ LEAST_SIDE = 6  # pixels that the convolutions of `cnn` need
 def network(subject: Subject, norm: str, dataset: Dataset, *, model: str | None = None) -> nn.Module:
     """A new network with random weights: the lab's `cnn`, or `mlp` where samples are no images, or the user's.
 
+<<<<<<< HEAD
     The user's has its norms converted, before training, so that they start from mean 0 and variance 1; for `none`
     they are taken out.
+=======
+    The user's has its norms converted before training, so that they start from mean 0 and variance 1.
+>>>>>>> accdf88 (Studies: the user's own network as in the others, and the trained one from fit; README: the tree)
     """
     if subject.model is None:
         fitting = model or ("cnn" if is_image(dataset) else "mlp")
@@ -69,7 +73,7 @@ def check_samples(study: Study, subject: Subject, least: int) -> None:
 
 
 def check_own_network(subject: Subject, norm: str) -> None:
-    """Refuse a user's network that has no norm to convert, or that does not fit the data.
+    """Refuse a user's network whose norms cannot be of a kind, or that does not fit the data.
 
     Raises:
         InputError: and says which of it.

@@ -74,14 +74,12 @@ class TrainInferenceGap(Study):
     def measure(self, trial: Trial, subject: Subject) -> Result:
         size, momentum = int(trial.levels["batch"]), float(trial.levels["momentum"])
         dataset = scaled(subject.data)
-        samples, trained = Samples.of(dataset), list[nn.Module]()
+        samples = Samples.of(dataset)
 
         def make() -> nn.Module:
-            trained.append(_with_momentum(network(subject, "batch", dataset), momentum))
-            return trained[0]
+            return _with_momentum(network(subject, "batch", dataset), momentum)
 
-        fit(make, samples, Recipe(STEPS, 0.001, size, "adam"), seed=trial.seed)
-        net = trained[0].eval()
+        net = fit(make, samples, Recipe(STEPS, 0.001, size, "adam"), seed=trial.seed).network.eval()
         shifted = [
             torch.from_numpy(shift(x, _CONTRAST, _BRIGHTNESS)) for x in (dataset.x_train, dataset.x_val)
         ]

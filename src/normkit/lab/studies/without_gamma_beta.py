@@ -58,18 +58,17 @@ class WithoutGammaBeta(Study):
 
     def measure(self, trial: Trial, subject: Subject) -> Result:
         levels, dataset = trial.levels, scaled(subject.data)
-        samples, made = Samples.of(dataset), list[nn.Module]()
+        samples = Samples.of(dataset)
 
         def make() -> nn.Module:
             shape, model = dataset.x_train.shape[1:], NETWORKS[str(levels["activation"])]
             net = build(model, norm="batch", placement="pre", input_shape=shape, classes=dataset.classes)
-            made.append(net if levels["affine"] else without_affine(net))
-            return net
+            return net if levels["affine"] else without_affine(net)
 
         curve = fit(make, samples, Recipe(STEPS, float(levels["lr"]), BATCH), seed=trial.seed)
         if curve.diverged:
             return dict.fromkeys(("accuracy", "loss", "linearity"))
-        linear = first_linearity(made[0], samples.x_val)
+        linear = first_linearity(curve.network, samples.x_val)
         last = curve.last
         return finite({"accuracy": 100 * last.val_score, "loss": last.val_loss, "linearity": linear})
 
