@@ -19,12 +19,8 @@ LEAST_SIDE = 6  # pixels that the convolutions of `cnn` need
 def network(subject: Subject, norm: str, dataset: Dataset, *, model: str | None = None) -> nn.Module:
     """A new network with random weights: the lab's `cnn`, or `mlp` where samples are no images, or the user's.
 
-<<<<<<< HEAD
     The user's has its norms converted, before training, so that they start from mean 0 and variance 1; for `none`
     they are taken out.
-=======
-    The user's has its norms converted before training, so that they start from mean 0 and variance 1.
->>>>>>> accdf88 (Studies: the user's own network as in the others, and the trained one from fit; README: the tree)
     """
     if subject.model is None:
         fitting = model or ("cnn" if is_image(dataset) else "mlp")
