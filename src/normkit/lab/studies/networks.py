@@ -23,12 +23,17 @@ def network(subject: Subject, norm: str, dataset: Dataset, *, model: str | None 
     they are taken out.
     """
     if subject.model is None:
-        fitting = model or ("cnn" if is_image(dataset) else "mlp")
+        name = model or fitting(dataset)
         shape = dataset.x_train.shape[1:]
-        net = build(fitting, norm=norm, placement="pre", input_shape=shape, classes=dataset.classes)
+        net = build(name, norm=norm, placement="pre", input_shape=shape, classes=dataset.classes)
         begin(net, norm, torch.from_numpy(dataset.x_train[:64]))
         return net
     return own.network(subject.model, norm)
+
+
+def fitting(dataset: Dataset) -> str:
+    """The lab's network that fits the data: `cnn`, or `mlp` where samples are no images."""
+    return "cnn" if is_image(dataset) else "mlp"
 
 
 def is_image(dataset: Dataset) -> bool:

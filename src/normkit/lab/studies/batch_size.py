@@ -1,0 +1,141 @@
+"""C10: do small batches make its statistics noisy and hurt training? The batch sizes of the group norm paper, and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import nn
+
+from normkit.lab import drawing
+from normkit.lab.bootstrap import bootstrap_mean
+from normkit.lab.data import Dataset
+from normkit.lab.intervals import Estimate
+from normkit.lab.models import NORMS, begin, build
+from normkit.lab.studies.choices import best_level, numbers
+from normkit.lab.studies.conclusion import told
+from normkit.lab.studies.design import crossed
+from normkit.lab.studies.fit import Recipe, Samples, chance, fit, scaled
+from normkit.lab.studies.networks import check_images, check_samples
+from normkit.lab.studies.study import Effect, Finding, Result, Results, Scale, Study, Subject, Trial
+
+SHOWN: Mapping[Scale, tuple[str, ...]] = {"quick": ("none", "batch", "group", "renorm"), "full": NORMS}
+SIZES: Mapping[Scale, tuple[int, ...]] = {
+    "quick": (1, 2, 4, 16, 64),
+    "full": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+}
+RATES = (0.02, 0.1)  # at batch size 64
+SMALL, LARGE, WHOLE = 2, 64, 64  # the batch sizes of the contrast, and that of the rates
+SAMPLES, EPOCHS = 512, 3
+
+
+class BatchSize(Study):
+    """The error over the batch size, for all norms, at the same number of epochs."""
+
+    name = "batch-size"
+    claim = "C10"
+    statement = "Small batches make its statistics noisy and hurt training."
+    source = "article 002"
+    question = "How much does the error rise from batch size 64 to 2, with batch norm beside group norm?"
+    design = (
+        f"The residual network on {SAMPLES} training samples for {EPOCHS} epochs, SGD with momentum 0.9, at "
+        "batch sizes 1 to 64 (to 256, and all norms, in the full run). The learning rate is proportional to "
+        f"the batch size, as in the group norm paper: {RATES[0]:g} or {RATES[1]:g} at 64, the better one for "
+        "each norm and size. All norms stand in the same network; norms over samples take a single image by "
+        "its pixels alone. A run that diverges has the error of chance."
+    )
+    rule = (
+        f"The rise of the validation error from batch size {LARGE} to {SMALL}, batch norm less group norm, "
+        "paired by seed. Supported where the 95% interval lies above 0, contradicted where it lies below."
+    )
+    literature = (
+        "Wu and He (2018), figure 1: on ImageNet the error of ResNet-50 with batch norm rises by more than "
+        "10 points from 32 images a device to 2, that of group norm stays. Ioffe (2017) repairs small "
+        "batches by batch renormalization. Masters and Luschi (2018) find small batches best for "
+        "generalisation, also with batch norm."
+    )
+
+    def trials(self, scale: Scale) -> Sequence[Trial]:
+        return crossed(scale, norm=SHOWN[scale], size=SIZES[scale], lr=RATES)
+
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        check_images(self, subject)
+        check_samples(self, subject, max(SIZES["full"]))
+
+    def measure(self, trial: Trial, subject: Subject) -> Result:
+        dataset, size = scaled(subject.data), int(trial.levels["size"])
+        samples = Samples.of(dataset).first(SAMPLES)
+        recipe = Recipe(EPOCHS * len(samples.x) // size, float(trial.levels["lr"]) * size / WHOLE, size)
+        training = fit(
+            lambda: _network(str(trial.levels["norm"]), dataset, samples, size),
+            samples,
+            recipe,
+            seed=trial.seed,
+        )
+        right = chance(dataset) if training.diverged else training.last.val_score
+        return {"error": 100 * (1 - right)}
+
+    def judge(self, results: Results) -> Finding:
+        effects = [
+            Effect(
+                f"batch - {norm}, rise of the error from batch size {LARGE} to {SMALL}",
+                _difference_of_rises(results, norm),
+                0.0,
+                "above",
+                "points",
+            )
+            for norm in ("group", *map(str, results.levels("norm")))
+            if norm != "batch"
+        ]
+        effects = list({effect.label: effect for effect in effects}.values())  # group norm first
+        batch, group = (bootstrap_mean(rises(results, norm)) for norm in ("batch", "group"))
+        return Finding(
+            effects[0].verdict,
+            tuple(effects),
+            f"From batch size {LARGE} to {SMALL} the error rises by {told(batch)} points with batch norm and by "
+            f"{told(group)} with group norm.",
+        )
+
+    def figure(self, results: Results) -> Figure:
+        figure = Figure((drawing.WIDTH, drawing.HEIGHT))
+        axes = figure.subplots()
+        axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="validation error, %")
+        sizes, lines = [int(size) for size in results.levels("size")], list[drawing.Curve]()
+        for norm in map(str, results.levels("norm")):
+            medians = [[float(np.median(errors(results, norm, size)))] for size in sizes]
+            lines.append(
+                drawing.Curve(norm, sizes, medians, drawing.color(norm), drawing.DASHES[norm], band="none")
+            )
+        drawing.curves(axes, lines)
+        drawing.plain_ticks(axes.xaxis, sizes)
+        drawing.plain_ticks(axes.yaxis, [1, 2, 5, 10, 20, 50, 90])
+        figure.subplots_adjust(right=0.75)
+        return figure
+
+
+def _network(norm: str, dataset: Dataset, samples: Samples, size: int) -> nn.Module:
+    shape, classes = dataset.x_train.shape[1:], dataset.classes
+    net = build("residual", norm=norm, placement="pre", input_shape=shape, classes=classes)
+    begin(net, norm, samples.x[: max(2, size)])
+    return net
+
+
+def errors(results: Results, norm: str, size: int) -> list[float]:
+    """The error of each seed in percent, at the better learning rate."""
+    lr = best_level(results, "lr", "error", most=False, norm=norm, size=size)
+    return numbers(results.of(norm=norm, size=size, lr=lr), "error")
+
+
+def rises(results: Results, norm: str) -> list[float]:
+    """By how much the error of each seed is higher at the small batch size than at the large one."""
+    small, large = errors(results, norm, SMALL), errors(results, norm, LARGE)
+    return [a - b for a, b in zip(small, large, strict=True)]
+
+
+def _difference_of_rises(results: Results, norm: str) -> Estimate:
+    return bootstrap_mean([a - b for a, b in zip(rises(results, "batch"), rises(results, norm), strict=True)])
+
+
+STUDY = BatchSize()
