@@ -7,16 +7,19 @@ attempt, as on one machine; trials that measure time never come here.
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
-from normkit.errors import InputError, one_line, optional
+from normkit.errors import InputError, one_line, optional, printable
 from normkit.lab.sweep.pool import ATTEMPTS
 from normkit.lab.sweep.sweep import Runner
 from normkit.lab.sweep.task import Outcome, Task, measure
 
 _REACH = 5.0  # seconds for the cluster to take a connection
+_JOIN = 30.0  # and to let a process join, which has to start for it
 
 
 def connect(address: str) -> Runner:
@@ -56,7 +59,7 @@ def _outcome(ray: Any, done: Any, task: Task) -> Outcome:
 
 
 def _reach(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers."""
+    """Whether a cluster is there; Ray itself would wait for minutes where nobody answers, or somebody else does."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise InputError(f"--ray must be HOST:PORT of the cluster's head, got {address!r}")
@@ -66,6 +69,14 @@ def _reach(address: str) -> None:
         raise InputError(
             f"--ray {address}: no answer ({failure}): is `ray start --head` up there?"
         ) from failure
+    join = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR')"
+    try:
+        tried = subprocess.run([sys.executable, "-c", join], capture_output=True, text=True, timeout=_JOIN)
+    except subprocess.TimeoutExpired as late:
+        raise InputError(f"--ray {address}: cannot be joined within {_JOIN:g} s: is it Ray's?") from late
+    if tried.returncode:
+        why = (tried.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise InputError(f"--ray {address}: cannot be joined ({printable(why)})")
 
 
 @contextmanager

@@ -47,17 +47,19 @@ def first_effect(report: Report) -> str:
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """How many claims came out how.
+    """How many studies came out how.
 
     >>> summary([])
-    'No claim was measured.'
+    'Nothing was measured.'
     """
     counts = Counter(map(verdict, reports))
     if not counts:
-        return "No claim was measured."
+        return "Nothing was measured."
     words = ("supported", "contradicted", "undecided", UNMEASURED)
     parts = [f"{counts[word]} {word}" for word in words if counts[word]]
-    return f"Of {len(reports)} claim{'s' if len(reports) > 1 else ''}: {', '.join(parts)}."
+    claims = len({report.study.claim for report in reports})
+    studies = f"Of {len(reports)} stud{'ies' if len(reports) > 1 else 'y'}"
+    return f"{studies} of {claims} claim{'s' if claims > 1 else ''}: {', '.join(parts)}."
 
 
 def problems(report: Report, most: int = 3) -> list[str]:
