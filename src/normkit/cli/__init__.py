@@ -5,6 +5,7 @@ Heavy imports wait until a command runs.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _complain(problem: object) -> int:
-    print(f"normkit: {problem}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one tells for all
+        print(f"normkit: {problem}", file=sys.stderr)
     return 2
 
 

@@ -88,6 +88,9 @@ def compare(
 
     [bold]normkit compare --data FILE.npz --model mlp --batch-size 16[/bold]
     Your own data.
+
+    [bold]torchrun --nproc-per-node 2 -m normkit compare[/bold]
+    Each run by two processes, with batch statistics over both.
     """
     grid = Grid(
         data=data,
@@ -114,18 +117,26 @@ def _compare(grid: Grid, out: Path) -> None:
         optional(module, "lab")
     from normkit.lab import report, table
     from normkit.lab.compare import carry_out, check_out, plan
+    from normkit.lab.crew import assembled
     from normkit.lab.sentence import sentence
 
     check_out(out)
-    the_plan = plan(grid)
-    try:
-        with _progress(the_plan) as on_progress:
-            comparison = carry_out(the_plan, out, on_progress)
-    except KeyboardInterrupt:
-        print("normkit: interrupted; finished epochs are kept, the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with assembled(grid.device) as crew:
+        the_plan = plan(grid, crew.size)
+        try:
+            with _progress(the_plan, crew.leads) as on_progress:
+                comparison = carry_out(the_plan, out, on_progress, crew)
+        except KeyboardInterrupt:
+            if crew.leads:
+                print(
+                    "normkit: interrupted; finished epochs are kept, the same command goes on",
+                    file=sys.stderr,
+                )
+            raise typer.Exit(130) from None
+    if not crew.leads:
+        return
     page = out / "report.html"
-    report.write(comparison, page, command=grid.command(out))
+    report.write(comparison, page, command=grid.command(out, crew.size))
     show = console().print
     show(table.terminal(comparison))
     show(sentence(comparison))
@@ -133,9 +144,9 @@ def _compare(grid: Grid, out: Path) -> None:
 
 
 @contextmanager
-def _progress(plan: Plan) -> Generator[OnProgress]:
+def _progress(plan: Plan, shown: bool) -> Generator[OnProgress]:
     """A bar over all epochs of all runs."""
-    with bar("epochs") as move:
+    with bar("epochs", shown=shown) as move:
 
         def on_progress(done: int, settings: Settings, epoch: Epoch | None) -> None:
             words = f"seed {settings.seed + 1}/{plan.grid.seeds}  {settings.norm:<8}  lr {settings.lr:g}"

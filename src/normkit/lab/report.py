@@ -80,6 +80,10 @@ def _settings(comparison: Comparison) -> list[tuple[str, str]]:
         ("regularization", f"dropout {settings.dropout:g}, weight decay {settings.weight_decay:g}"),
         ("length", f"{settings.epochs} epochs, {comparison.rows[0].steps.limit} steps"),
         ("seeds", f"{comparison.seeds}"),
-        ("device", f"{settings.device}, threads {settings.threads}"),
+        ("device", f"{settings.device}, threads {settings.threads}{_together(settings.processes)}"),
         ("versions", settings.versions),
     ]
+
+
+def _together(processes: int) -> str:
+    return f", {processes} processes for each run" if processes > 1 else ""
