@@ -12,6 +12,7 @@ from normkit.lab.intervals import CONFIDENCE, Estimate, mean_interval
 RESAMPLES = 9999  # the quantiles of an interval of 95% are then order statistics, the 250th from either end
 _GENERATOR = 20  # the same resamples for all: equal values have equal intervals
 _FEW = 0.01  # of the resamples may have no spread
+_NONE = 1e-9  # of the values' spread is none
 
 
 def bootstrap_mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
@@ -38,7 +39,7 @@ def bootstrap_mean(values: Sequence[float], confidence: float = CONFIDENCE) -> E
         return student
     resampled = x[np.random.default_rng(_GENERATOR).integers(x.size, size=(RESAMPLES, x.size))]
     spread = resampled.std(axis=1, ddof=1)
-    varied = resampled.min(axis=1) < resampled.max(axis=1)
+    varied = spread > _NONE * float(x.std())
     if np.mean(~varied) > _FEW:
         return student
     t = (resampled[varied].mean(axis=1) - student.mean) / spread[varied]

@@ -24,7 +24,9 @@ def network(model: str, norm: str) -> nn.Module:
     Raises:
         InputError: no function, one that raises or gives no module; norms that cannot be of the kind.
     """
-    if isinstance(load_function(model), nn.Module):
+    with torch.random.fork_rng(devices=[]):  # a file may draw when it is first imported, and is imported once
+        function = load_function(model)
+    if isinstance(function, nn.Module):
         raise InputError(f"{model} must be a function that returns a new network, got the network itself")
     made = load_model(model)
     norms = [name for name, module in made.named_modules() if isinstance(module, (_NormBase, *_ROWS))]
