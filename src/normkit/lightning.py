@@ -25,8 +25,6 @@ class RecordNorms(Callback):
 
     Args:
         every: batches from one recording to the next.
-
-    >>> trainer = Trainer(callbacks=[RecordNorms(every=50)])  # doctest: +SKIP
     """
 
     def __init__(self, every: int = 100) -> None:
