@@ -12,11 +12,12 @@ import pytest
 from made_studies import Failing, Made
 
 from browser import browse, contrast, needs_browser, of_hex, screenshot
+from normkit.lab.export import write_table
 from normkit.lab.palette import DARK, LIGHT
 from normkit.lab.studies import NAMES, find
 from normkit.lab.studies.study import Finding, Results, Trial
 from normkit.lab.sweep import page, text
-from normkit.lab.sweep.files import export, numbers, rows
+from normkit.lab.sweep.files import numbers, rows
 from normkit.lab.sweep.sweep import Plan, Report, carry_out, plan
 from normkit.lab.sweep.task import measure
 from normkit.lab.sweep.trials import Trials
@@ -110,7 +111,7 @@ def test_numbers_of_a_result_have_names_and_places(
 ) -> None:
     assert list(numbers({"a": {"b": [1, 2]}, "c": "x"})) == [("a.b", 0, 1), ("a.b", 1, 2), ("c", None, "x")]
     parquet = importlib.import_module("pyarrow.parquet")
-    export(measured[0], tmp_path / "trials.parquet")
+    write_table(rows(measured[0]), tmp_path / "trials.parquet")
     table = parquet.read_table(tmp_path / "trials.parquet").to_pylist()
     assert [tuple(row.values()) for row in table] == list(rows(measured[0]))
 

@@ -31,6 +31,10 @@ def _machine(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel="Machine and output")
 
 
+def _output(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Machine and output", show_default="none")
+
+
 _RATES = ",".join(map(str, Grid.lr))
 _TARGET = "95% of the way from chance to the best"
 
@@ -70,6 +74,8 @@ def compare(
         int, _machine("Threads of torch; with one, results do not depend on how many cores there are.")
     ] = Grid.threads,
     out: Annotated[Path, _machine("Folder of runs and report; a run that is in it is not repeated.")] = OUT,
+    export: Annotated[str | None, _output("csv or parquet: every measurement in one table.")] = None,
+    tensorboard: Annotated[Path | None, _output("Folder for TensorBoard event files.")] = None,
 ) -> None:
     """Measure whether and how much normalization helps a network on your data.
 
@@ -109,18 +115,21 @@ def compare(
         device=device,
         threads=threads,
     )
-    _compare(grid, out)
+    _compare(grid, out, export, tensorboard)
 
 
-def _compare(grid: Grid, out: Path) -> None:
+def _compare(grid: Grid, out: Path, export: str | None, tensorboard: Path | None) -> None:
     for module in ("jinja2", "matplotlib", "safetensors", "sklearn"):
         optional(module, "lab")
     from normkit.lab import report, table
     from normkit.lab.compare import carry_out, check_out, plan
     from normkit.lab.crew import assembled
+    from normkit.lab.export import check, write_events, write_table
+    from normkit.lab.measurements import rows, runs
     from normkit.lab.sentence import sentence
 
     check_out(out)
+    check(export, tensorboard)
     with assembled(grid.device) as crew:
         the_plan = plan(grid, crew.size)
         try:
@@ -141,6 +150,12 @@ def _compare(grid: Grid, out: Path) -> None:
     show(table.terminal(comparison))
     show(sentence(comparison))
     show(f"\nReport: {page}")
+    if export is not None:
+        write_table(rows(comparison), out / f"runs.{export}")
+        show(f"Files: {out / f'runs.{export}'}")
+    if tensorboard is not None:
+        write_events(runs(comparison), tensorboard)
+        show(f"Files: {tensorboard}")
 
 
 @contextmanager

@@ -90,21 +90,18 @@ class _Files:
     """What is written beside the page; unknown names and missing extras are refused before anything runs."""
 
     def __init__(self, formats: list[str], export: str | None, tensorboard: Path | None) -> None:
+        from normkit.lab.export import check
         from normkit.lab.sweep import files
 
         for kind in formats:
             if kind not in files.FORMATS:
                 raise unknown("format", kind, files.FORMATS)
-        if export is not None and export not in files.EXPORTS:
-            raise unknown("export", export, files.EXPORTS)
-        if export == "parquet":
-            optional("pyarrow", "parquet")
-        if tensorboard is not None:
-            optional("tensorboard", "tensorboard")
+        check(export, tensorboard)
         self._formats, self._export, self._tensorboard = formats, export, tensorboard
 
     def write(self, reports: list[Report], out: Path) -> list[Path]:
         """Write them, and return where they are."""
+        from normkit.lab.export import write_events, write_table
         from normkit.lab.sweep import files
 
         written: list[Path] = []
@@ -112,10 +109,10 @@ class _Files:
             files.write_formats(reports, out / "files", self._formats)
             written.append(out / "files")
         if self._export is not None:
-            files.export(reports, out / f"trials.{self._export}")
+            write_table(files.rows(reports), out / f"trials.{self._export}")
             written.append(out / f"trials.{self._export}")
         if self._tensorboard is not None:
-            files.write_events(reports, self._tensorboard)
+            write_events(files.runs(reports), self._tensorboard)
             written.append(self._tensorboard)
         return written
 

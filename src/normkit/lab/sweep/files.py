@@ -1,4 +1,4 @@
-"""What was measured, as files for other tools: figures, tables, one long table of every number, event files."""
+"""What studies measured, as files for other tools: figures, tables, and rows and runs for `normkit.lab.export`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from normkit import page
-from normkit.errors import optional
 from normkit.lab import drawing
+from normkit.lab.export import Row, Scalar
 from normkit.lab.studies.study import Level, Result, Trial
 from normkit.lab.sweep.sweep import Report
 
 FORMATS = ("png", "svg", "csv")
-EXPORTS = ("csv", "parquet")
-
-# One row of the long table: a number or a string that a trial measured; `step` counts along a curve.
-Row = tuple[str, str, str, int, str, int | None, float | None, str | None]
-COLUMNS = ("study", "claim", "levels", "seed", "quantity", "step", "value", "text")
 
 
 def write_formats(reports: Sequence[Report], folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -107,40 +102,15 @@ def numbers(result: Result | dict[str, Any], prefix: str = "") -> Iterator[tuple
             yield prefix + name, None, value
 
 
-def export(reports: Sequence[Report], path: Path) -> None:
-    """Write the long table, as its suffix says: .csv or .parquet."""
-    table = list(rows(reports))
-    if path.suffix == ".csv":
-        target = io.StringIO()
-        writer = csv.writer(target, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(table)
-        page.write(path, target.getvalue())
-        return
-    arrow, parquet = optional("pyarrow", "parquet"), optional("pyarrow.parquet", "parquet")
-    kinds = [arrow.string()] * 3 + [
-        arrow.int64(),
-        arrow.string(),
-        arrow.int64(),
-        arrow.float64(),
-        arrow.string(),
-    ]
-    columns = list(zip(*table, strict=True)) or [()] * len(COLUMNS)
-    arrays = [arrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    target = io.BytesIO()
-    parquet.write_table(arrow.table(arrays, names=list(COLUMNS)), target)
-    page.write(path, target.getvalue())
-
-
-def write_events(reports: Sequence[Report], folder: Path) -> None:
-    """Write TensorBoard event files, a run for each trial: curves over their steps, other numbers at step 0."""
-    writers = optional("torch.utils.tensorboard", "tensorboard")
+def runs(reports: Sequence[Report]) -> Iterator[tuple[str, list[Scalar]]]:
+    """Each trial by a name, with its curves over their steps and other numbers at step 0."""
     for report in reports:
         for trial, result in report.results.measured:
-            with writers.SummaryWriter(str(folder / report.study.name / _run(trial))) as writer:
-                for quantity, step, value in numbers(result):
-                    if isinstance(value, (int, float)):
-                        writer.add_scalar(quantity, value, step or 0)
+            found = [(quantity, step or 0, value) for quantity, step, value in numbers(result)]
+            scalars = [
+                (quantity, step, float(v)) for quantity, step, v in found if isinstance(v, (int, float))
+            ]
+            yield f"{report.study.name}/{_run(trial)}", scalars
 
 
 def _run(trial: Trial) -> str:
