@@ -128,7 +128,7 @@ STUDIES: dict[str, tuple[MadeUp, dict[str, str | float | int]]] = {
     "regularisation": (gapped, {"norm": "batch", "lr": 0.03}),
     "dropout-and-decay": (dropped, {"norm": "batch", "dropout": 0.3, "decay": 0.003, "lr": 0.01}),
     "placement": (placed, {"network": "mlp", "norm": "batch", "placement": "post", "lr": 0.03}),
-    "batch-size": (small, {"norm": "renorm", "size": 64, "lr": 0.02}),
+    "batch-size": (small, {"norm": "renorm", "size": 64, "lr": 0.002}),
 }
 SIDES: dict[Verdict, Callable[[int], int]] = {
     "supported": lambda seed: 1,

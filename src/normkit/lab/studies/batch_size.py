@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
 
 from normkit.lab import drawing
-from normkit.lab.bootstrap import bootstrap_mean
+from normkit.lab.bootstrap import bootstrap_difference, bootstrap_mean
 from normkit.lab.data import Dataset
-from normkit.lab.intervals import Estimate
 from normkit.lab.models import NORMS, begin, build
 from normkit.lab.studies.choices import best_level, numbers
 from normkit.lab.studies.conclusion import told
@@ -20,14 +19,14 @@ from normkit.lab.studies.fit import Recipe, Samples, chance, fit, scaled
 from normkit.lab.studies.networks import check_images, check_samples
 from normkit.lab.studies.study import Effect, Finding, Result, Results, Scale, Study, Subject, Trial
 
-SHOWN: Mapping[Scale, tuple[str, ...]] = {"quick": ("none", "batch", "group", "renorm"), "full": NORMS}
-SIZES: Mapping[Scale, tuple[int, ...]] = {
-    "quick": (1, 2, 4, 16, 64),
-    "full": (1, 2, 4, 8, 16, 32, 64, 128, 256),
-}
-RATES = (0.02, 0.1)  # at batch size 64
-SMALL, LARGE, WHOLE = 2, 64, 64  # the batch sizes of the contrast, and that of the rates
-SAMPLES, EPOCHS = 512, 3
+JUDGED = ("none", "batch", "group", "renorm")  # at these sizes, with all seeds
+SIZES = (2, 8, 64)
+ALL_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+RATES = (0.002, 0.008)
+SMALL, LARGE = 2, 64  # the batch sizes of the contrast
+SAMPLES, EPOCHS = 512, 6
+LEAST_SHOWN = 0.1  # percent: a logarithmic axis has no 0
+SHOWN_SEEDS = 2  # of all norms at all sizes, for the figure of a full run
 
 
 class BatchSize(Study):
@@ -39,11 +38,11 @@ class BatchSize(Study):
     source = "article 002"
     question = "How much does the error rise from batch size 64 to 2, with batch norm beside group norm?"
     design = (
-        f"The residual network on {SAMPLES} training samples for {EPOCHS} epochs, SGD with momentum 0.9, at "
-        "batch sizes 1 to 64 (to 256, and all norms, in the full run). The learning rate is proportional to "
-        f"the batch size, as in the group norm paper: {RATES[0]:g} or {RATES[1]:g} at 64, the better one for "
-        "each norm and size. All norms stand in the same network; norms over samples take a single image by "
-        "its pixels alone. A run that diverges has the error of chance."
+        f"The residual network on {SAMPLES} training samples for {EPOCHS} epochs, Adam, at batch sizes "
+        f"{SMALL}, 8 and {LARGE}; each norm at each size has the better learning rate of {RATES[0]:g} and "
+        f"{RATES[1]:g}. The full run adds, with {SHOWN_SEEDS} seeds and for the figure alone, all norms and "
+        "batch sizes 1 to 256: in this network norms over samples take a single image by its pixels. A run "
+        "that diverges has the error of chance."
     )
     rule = (
         f"The rise of the validation error from batch size {LARGE} to {SMALL}, batch norm less group norm, "
@@ -57,17 +56,22 @@ class BatchSize(Study):
     )
 
     def trials(self, scale: Scale) -> Sequence[Trial]:
-        return crossed(scale, norm=SHOWN[scale], size=SIZES[scale], lr=RATES)
+        judged = crossed(scale, norm=JUDGED, size=SIZES, lr=RATES)
+        if scale == "quick":
+            return judged
+        shown = [t for t in crossed(scale, norm=NORMS, size=ALL_SIZES, lr=RATES) if t.seed < SHOWN_SEEDS]
+        rest = [trial for trial in shown if trial not in judged]
+        return sorted((*judged, *rest), key=lambda trial: trial.seed)
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
         check_images(self, subject)
-        check_samples(self, subject, max(SIZES["full"]))
+        check_samples(self, subject, max(ALL_SIZES))
 
     def measure(self, trial: Trial, subject: Subject) -> Result:
         dataset, size = scaled(subject.data), int(trial.levels["size"])
         samples = Samples.of(dataset).first(SAMPLES)
-        recipe = Recipe(EPOCHS * len(samples.x) // size, float(trial.levels["lr"]) * size / WHOLE, size)
+        recipe = Recipe(EPOCHS * len(samples.x) // size, float(trial.levels["lr"]), size, "adam")
         training = fit(
             lambda: _network(str(trial.levels["norm"]), dataset, samples, size),
             samples,
@@ -78,22 +82,20 @@ class BatchSize(Study):
         return {"error": 100 * (1 - right)}
 
     def judge(self, results: Results) -> Finding:
-        effects = [
+        effects = tuple(
             Effect(
                 f"batch - {norm}, rise of the error from batch size {LARGE} to {SMALL}",
-                _difference_of_rises(results, norm),
+                bootstrap_difference(rises(results, "batch"), rises(results, norm)),
                 0.0,
                 "above",
                 "points",
             )
-            for norm in ("group", *map(str, results.levels("norm")))
-            if norm != "batch"
-        ]
-        effects = list({effect.label: effect for effect in effects}.values())  # group norm first
+            for norm in ("group", "none", "renorm")
+        )
         batch, group = (bootstrap_mean(rises(results, norm)) for norm in ("batch", "group"))
         return Finding(
             effects[0].verdict,
-            tuple(effects),
+            effects,
             f"From batch size {LARGE} to {SMALL} the error rises by {told(batch)} points with batch norm and by "
             f"{told(group)} with group norm.",
         )
@@ -102,14 +104,16 @@ class BatchSize(Study):
         figure = Figure((drawing.WIDTH, drawing.HEIGHT))
         axes = figure.subplots()
         axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="validation error, %")
-        sizes, lines = [int(size) for size in results.levels("size")], list[drawing.Curve]()
+        lines = list[drawing.Curve]()
         for norm in map(str, results.levels("norm")):
-            medians = [[float(np.median(errors(results, norm, size)))] for size in sizes]
+            measured = {int(t.levels["size"]) for t, _ in results.measured if t.levels["norm"] == norm}
+            sizes = sorted(measured)
+            medians = [[max(float(np.median(errors(results, norm, size))), LEAST_SHOWN)] for size in sizes]
             lines.append(
                 drawing.Curve(norm, sizes, medians, drawing.color(norm), drawing.DASHES[norm], band="none")
             )
         drawing.curves(axes, lines)
-        drawing.plain_ticks(axes.xaxis, sizes)
+        drawing.plain_ticks(axes.xaxis, ALL_SIZES)
         drawing.plain_ticks(axes.yaxis, [1, 2, 5, 10, 20, 50, 90])
         figure.subplots_adjust(right=0.75)
         return figure
@@ -132,10 +136,6 @@ def rises(results: Results, norm: str) -> list[float]:
     """By how much the error of each seed is higher at the small batch size than at the large one."""
     small, large = errors(results, norm, SMALL), errors(results, norm, LARGE)
     return [a - b for a, b in zip(small, large, strict=True)]
-
-
-def _difference_of_rises(results: Results, norm: str) -> Estimate:
-    return bootstrap_mean([a - b for a, b in zip(rises(results, "batch"), rises(results, norm), strict=True)])
 
 
 STUDY = BatchSize()
