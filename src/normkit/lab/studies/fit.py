@@ -152,9 +152,8 @@ def fit(
     with seeded(seed) as order:
         network = make()
         optimizer = _optimizer(recipe, network)
-        part = samples.first(
-            len(samples.x_val), val=len(samples.x_val)
-        )  # as many to evaluate as there are to validate
+        validated = len(samples.x_val)  # as many of the training samples are read
+        part = samples.first(validated, val=validated)
         readings = [_read(network, part, recipe, 0)]
         losses: list[float] = []
         for step, batch in zip(range(recipe.steps), _batches(order, samples, recipe), strict=False):
@@ -163,9 +162,7 @@ def fit(
             if not math.isfinite(loss):
                 return Training(network, _finite(readings), tuple(losses), diverged=True)
             losses.append(loss)
-            if step + 1 == recipe.steps or (
-                recipe.evaluate_every and (step + 1) % recipe.evaluate_every == 0
-            ):
+            if step + 1 == recipe.steps or _is_due(step + 1, recipe.evaluate_every):
                 readings.append(_read(network, part, recipe, step + 1))
                 if not math.isfinite(readings[-1].train_loss + readings[-1].val_loss):
                     return Training(network, _finite(readings), tuple(losses), diverged=True)
@@ -186,6 +183,10 @@ def _batches(order: torch.Generator, samples: Samples, recipe: Recipe) -> Iterat
     whole = len(samples.x) // recipe.batch_size
     while True:
         yield from torch.randperm(len(samples.x), generator=order).split(recipe.batch_size)[:whole]
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _step(moment: Moment, instruments: Sequence[Instrument]) -> float:

@@ -115,8 +115,9 @@ class LayerGradients(Instrument):
 
         That of a line through the logarithms: above 0 it explodes, below 0 it vanishes.
         """
-        tiny = float(np.finfo(np.float32).tiny)  # where every unit is dead nothing comes through
-        logs = np.log10(np.maximum(np.array(self.readings), tiny))[:, ::-1]
+        ends = np.finfo(np.float32)  # where every unit is dead nothing comes through, or all overflows
+        sizes = np.clip(np.nan_to_num(self.readings, nan=np.inf), float(ends.tiny), float(ends.max))
+        logs = np.log10(sizes)[:, ::-1]
         return [float(np.polyfit(np.arange(len(row)), row, 1)[0]) for row in logs]
 
 
