@@ -13,7 +13,7 @@ from normkit.lab.bootstrap import bootstrap_difference, bootstrap_mean
 from normkit.lab.data import Dataset
 from normkit.lab.models import NORMS, begin, build
 from normkit.lab.studies.choices import best_level, numbers
-from normkit.lab.studies.conclusion import told
+from normkit.lab.studies.conclusion import agreed, told
 from normkit.lab.studies.design import crossed
 from normkit.lab.studies.fit import Recipe, Samples, chance, fit, scaled
 from normkit.lab.studies.networks import check_images, check_samples
@@ -45,8 +45,9 @@ class BatchSize(Study):
         "that diverges has the error of chance."
     )
     rule = (
-        f"The rise of the validation error from batch size {LARGE} to {SMALL}, batch norm less group norm, "
-        "paired by seed. Supported where the 95% interval lies above 0, contradicted where it lies below."
+        f"The rise of the validation error from batch size {LARGE} to {SMALL}: with batch norm, and that less "
+        "the rise with group norm, paired by seed. Supported where both 95% intervals lie above 0, "
+        "contradicted where both lie below."
     )
     literature = (
         "Wu and He (2018), figure 1: on ImageNet the error of ResNet-50 with batch norm rises by more than "
@@ -82,22 +83,27 @@ class BatchSize(Study):
         return {"error": 100 * (1 - right)}
 
     def judge(self, results: Results) -> Finding:
-        effects = tuple(
-            Effect(
-                f"batch - {norm}, rise of the error from batch size {LARGE} to {SMALL}",
-                bootstrap_difference(rises(results, "batch"), rises(results, norm)),
-                0.0,
-                "above",
-                "points",
-            )
-            for norm in ("group", "none", "renorm")
+        name = f"rise of the error from batch size {LARGE} to {SMALL}"
+        batch, group = (rises(results, norm) for norm in ("batch", "group"))
+        effects = (
+            Effect(f"batch - group, {name}", bootstrap_difference(batch, group), 0.0, "above", "points"),
+            Effect(f"batch, {name}", bootstrap_mean(batch), 0.0, "above", "points"),
+            *(
+                Effect(
+                    f"batch - {norm}, {name}",
+                    bootstrap_difference(batch, rises(results, norm)),
+                    0.0,
+                    "above",
+                    "points",
+                )
+                for norm in ("none", "renorm")
+            ),
         )
-        batch, group = (bootstrap_mean(rises(results, norm)) for norm in ("batch", "group"))
         return Finding(
-            effects[0].verdict,
+            agreed(effects[:2]),
             effects,
-            f"From batch size {LARGE} to {SMALL} the error rises by {told(batch)} points with batch norm and by "
-            f"{told(group)} with group norm.",
+            f"From batch size {LARGE} to {SMALL} the error rises by {told(bootstrap_mean(batch))} points with batch norm "
+            f"and by {told(bootstrap_mean(group))} with group norm.",
         )
 
     def figure(self, results: Results) -> Figure:
@@ -133,7 +139,7 @@ def errors(results: Results, norm: str, size: int) -> list[float]:
 
 
 def rises(results: Results, norm: str) -> list[float]:
-    """By how much the error of each seed is higher at the small batch size than at the large one."""
+    """In points, by how much the error of each seed is higher at the small batch size than at the large one."""
     small, large = errors(results, norm, SMALL), errors(results, norm, LARGE)
     return [a - b for a, b in zip(small, large, strict=True)]
 

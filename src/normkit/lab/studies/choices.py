@@ -22,7 +22,7 @@ def best_level(results: Results, over: str, value: str, *, most: bool = True, **
         values = numbers(results.of(**levels, **{over: level}), value)
         return len(values), sign * float(np.mean(values)) if values else -math.inf
 
-    tried = [level for level in results.levels(over) if _has(results, {**levels, over: level})]
+    tried = [level for level in results.levels(over) if results.has(**levels, **{over: level})]
     return max(tried, key=merit)
 
 
@@ -37,7 +37,3 @@ def curve(result: Result, value: str) -> list[float]:
     measured = result[value]
     assert isinstance(measured, list), f"{value} is no list"
     return [float(number) for number in measured]
-
-
-def _has(results: Results, levels: Mapping[str, Level]) -> bool:
-    return any(all(t.levels.get(k) == v for k, v in levels.items()) for t, _ in results.measured)

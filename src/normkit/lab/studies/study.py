@@ -94,18 +94,32 @@ class Results:
 
     def __init__(self, measured: Iterable[tuple[Trial, Result]]) -> None:
         self.measured = tuple(measured)
+        # for each set of factors that was asked for: their levels, and the trials there
+        self._tables: dict[tuple[str, ...], dict[tuple[Level, ...], list[tuple[int, Result]]]] = {}
 
     def of(self, **levels: Level) -> dict[int, Result]:
         """By seed, the results of the trials at these levels, which must name one trial a seed."""
-        chosen: dict[int, Result] = {}
-        for trial, result in self.measured:
-            if all(trial.levels.get(name) == level for name, level in levels.items()):
-                if trial.seed in chosen:
-                    raise KeyError(f"{levels} are those of several trials of seed {trial.seed}")
-                chosen[trial.seed] = result
-        if not chosen:
+        found = self._at(levels)
+        if not found:
             raise KeyError(f"no trial at {levels}")
+        chosen = dict(found)
+        if len(chosen) < len(found):
+            raise KeyError(f"{levels} are those of several trials of a seed")
         return chosen
+
+    def has(self, **levels: Level) -> bool:
+        """Whether there is a trial at these levels."""
+        return bool(self._at(levels))
+
+    def _at(self, levels: Mapping[str, Level]) -> list[tuple[int, Result]]:
+        names = tuple(sorted(levels))
+        if names not in self._tables:
+            table = self._tables[names] = {}
+            for trial, result in self.measured:
+                if all(name in trial.levels for name in names):
+                    at = tuple(trial.levels[name] for name in names)
+                    table.setdefault(at, []).append((trial.seed, result))
+        return self._tables[names].get(tuple(levels[name] for name in names), [])
 
     def levels(self, name: str) -> list[Level]:
         """The levels of a factor, in the order of the trials."""
