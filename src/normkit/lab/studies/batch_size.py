@@ -102,8 +102,8 @@ class BatchSize(Study):
         return Finding(
             agreed(effects[:2]),
             effects,
-            f"From batch size {LARGE} to {SMALL} the error rises by {told(bootstrap_mean(batch))} points with batch norm "
-            f"and by {told(bootstrap_mean(group))} with group norm.",
+            f"From batch size {LARGE} to {SMALL} the error rises by {told(bootstrap_mean(batch))} points with "
+            f"batch norm and by {told(bootstrap_mean(group))} with group norm.",
         )
 
     def figure(self, results: Results) -> Figure:
