@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from made_results import conclude, one_thread
 from torch import nn
 
 import normkit as nk
-from normkit.lab.studies.cost_of_training import NORMS, STUDY, bytes_kept, interleaved
+from normkit.lab.studies.cost_of_training import NORMS, ROUNDS, STUDY, WARM_UP, bytes_kept, interleaved
 from normkit.lab.studies.study import Subject, Trial
 
 N, FEATURES, CLASSES = 32, 10, 4
@@ -45,19 +45,17 @@ def test_bytes_of_batch_norm_are_its_input_and_two_statistics() -> None:
     assert N * 7 * 4 + 2 * 7 * 4 <= more <= N * 7 * 4 + 4 * 7 * 8
 
 
-def test_interleaved_times_tell_a_long_step_from_a_short_one() -> None:
-    """Three products of matrices take longer than one; by how much is the machine's business."""
-    x = torch.randn(200, 200)
-
-    def products(count: int) -> Callable[[], None]:
-        def step() -> None:
-            for _ in range(count):
-                _ = x @ x
-
-        return step
-
-    taken: dict[str, float] = interleaved({"long": products(12), "short": products(1)})  # type: ignore[arg-type]
-    assert taken["long"] > 2 * taken["short"] > 0
+def test_steps_are_interleaved_and_each_comes_first_as_often() -> None:
+    """So that what the machine does meanwhile falls on all alike: no step is taken twice in a row."""
+    taken: list[str] = []
+    names = ("a", "b", "c", "d", "e")
+    times = interleaved({name: partial(taken.append, name) for name in names})
+    assert set(times) == set(names)
+    rounds = [taken[start : start + 5] for start in range(0, len(taken), 5)]
+    assert len(rounds) == WARM_UP + ROUNDS
+    assert all(sorted(order) == list(names) for order in rounds)
+    firsts = [order[0] for order in rounds]
+    assert {firsts.count(name) for name in names} == {len(rounds) // 5}
 
 
 def costs(time: float, memory: float, elsewhere: float = 1.5) -> Any:

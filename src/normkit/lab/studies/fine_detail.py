@@ -78,13 +78,15 @@ class FineDetail(Study):
             verdict = "supported"
         elif set(verdicts) == {"contradicted"}:
             verdict = "contradicted"
-        told_ = " and ".join(
-            f"{told(e.estimate)} at batch size {size}" for e, size in zip(decisive, BATCHES, strict=True)
+        none, group, instance = (
+            " and ".join(told(effect.estimate) for effect in pair)
+            for pair in (decisive, beside[:2], beside[2:])
         )
         return Finding(
             verdict,
             (*decisive, *beside),
-            f"Overlap of lines with batch norm differs from that without a norm by {told_}, in points.",
+            f"Overlap of lines with batch norm, in points at batch sizes {BATCHES[0]} and {BATCHES[1]}: "
+            f"{none} from no norm, {group} from group norm, {instance} from instance norm.",
         )
 
     def figure(self, results: Results) -> Figure:
