@@ -101,11 +101,11 @@ class GhostSize(Study):
                 "-",
                 "interval",
             )
-            for index, (value, name) in enumerate((("gap", "gap"), ("loss", "validation loss")))
+            for index, (value, name) in enumerate((("gap", "gap to training"), ("loss", "validation loss")))
         ]
         drawing.curves(axes, lines)
         drawing.plain_ticks(axes.xaxis, GHOSTS)
-        figure.subplots_adjust(right=0.76)
+        figure.subplots_adjust(right=0.74)
         return figure
 
 

@@ -102,7 +102,7 @@ class InputScaling(Study):
         figure = Figure((drawing.WIDTH, drawing.HEIGHT))
         axes = figure.subplots()
         axes.set(xscale="log", xlabel="learning rate", ylabel=f"steps to {100 * target:.0f}% accuracy")
-        axes.set_title(f"{STEPS}: not reached")
+        axes.set(ylim=(0, 1.04 * STEPS), title=f"{STEPS}: not reached")
         lines = [
             drawing.Curve(
                 {"none": "as it is"}.get(s, s),

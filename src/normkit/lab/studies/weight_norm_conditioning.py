@@ -108,14 +108,14 @@ class WeightNormConditioning(Study):
                 taken = np.array(rows, dtype=float)
                 if value == "losses":  # of single batches: ten steps together say more
                     taken = taken.reshape(len(taken), -1, 10).mean(2)
-                name = norm.replace("weight_norm", "weight").replace("none", "no norm")
+                name = norm.replace("weight_norm", "weight norm").replace("none", "no norm")
                 columns = taken.T.tolist()
                 lines.append(drawing.Curve(name, list(steps), columns, shades[norm], "-", "interval"))
             axes.set(xlabel="step", yscale="log")
             drawing.curves(axes, lines)
         left.set_title("largest curvature / mean")
         right.set_title("training loss")
-        figure.subplots_adjust(wspace=0.75, right=0.86, bottom=0.16)
+        figure.subplots_adjust(wspace=0.9, right=0.82, bottom=0.16)
         return figure
 
 
