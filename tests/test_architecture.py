@@ -20,7 +20,7 @@ SURFACE = Path(__file__).parent / "surface" / "names.txt"
 
 # Each room may import those before it, and itself. errors.py stands before all, cli.py after.
 ROOMS = ["errors", "kernels", "statistics", "processes", "norms", "functional", "surgery", "page", "doctor"]
-ROOMS += ["lab", "environment", "bench", "cli"]
+ROOMS += ["lightning", "lab", "environment", "bench", "cli"]
 # These use the package as its users do, by its public names.
 USERS = {"lab", "bench", "environment", "cli"}
 SEPARATE = {"reference", "__init__", "__main__"}

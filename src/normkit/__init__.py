@@ -2,6 +2,7 @@
 
 from normkit import functional, kernels
 from normkit.doctor.diagnose import diagnose
+from normkit.doctor.recorder import record
 from normkit.norms.accumulation import accumulate
 from normkit.norms.adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d
 from normkit.norms.batch_instance_norm import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
@@ -92,6 +93,7 @@ __all__ = [
     "merge_statistics",
     "param_groups",
     "recalibrate",
+    "record",
     "reference_batch",
     "spectral_norm",
     "synchronize",

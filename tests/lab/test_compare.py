@@ -247,7 +247,7 @@ def test_grid_refuses_what_makes_no_sense(field: str, value: object) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_plan_takes_the_usual_norms_that_the_model_can_take(model: str) -> None:
     settings = plan(Grid(model=model, seeds=1)).settings
-    expected = USUAL if model == "cnn" else tuple(norm for norm in USUAL if norm != "instance")
+    expected = USUAL if model in ("cnn", "residual") else tuple(norm for norm in USUAL if norm != "instance")
     assert tuple(s.norm for s in settings) == expected
 
 

@@ -25,6 +25,7 @@ from types import FrameType
 
 import numpy as np
 
+from normkit.lab import database as database_module
 from normkit.lab import store as store_module
 from normkit.lab.data import Dataset, load
 from normkit.lab.records import Settings
@@ -174,12 +175,12 @@ def finished(process: int) -> bool:
 
 
 def kill_at(line: int) -> None:
-    """Have this process kill itself at the n-th line that it executes in the store's file."""
-    left = line
+    """Have this process kill itself at the n-th line that it executes in the store's files."""
+    left, files = line, {store_module.__file__, database_module.__file__}
 
     def trace(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
         nonlocal left
-        if frame.f_code.co_filename != store_module.__file__:
+        if frame.f_code.co_filename not in files:
             return None
         left -= event == "line"
         if left == 0:

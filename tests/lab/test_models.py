@@ -20,7 +20,7 @@ WEIGHTS = ("weight_norm", "weight_standardization", "spectral_norm")
 BUILDABLE = [
     (model, norm, placement)
     for model, norm, placement in itertools.product(MODELS, NORMS, PLACEMENTS)
-    if norm not in OVER_SPACE or model == "cnn"
+    if norm not in OVER_SPACE or model in ("cnn", "residual")
 ]
 NORM_LAYERS = tuple(
     value
@@ -74,6 +74,39 @@ def test_cnn_layer_by_layer() -> None:
     assert names(net) == [*conv, *conv, "MaxPool2d", "Flatten", *dense]
     weights = [tuple(p.shape) for name, p in net.named_parameters() if name.endswith("weight") and p.ndim > 1]
     assert weights == [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64 * 2 * 2), (7, 128)]
+
+
+def test_residual_layer_by_layer() -> None:
+    hidden, pool = ["Conv2d", "BatchNorm2d", "ReLU"], ["MaxPool2d"]
+    end = ["AdaptiveAvgPool2d", "Flatten", "Linear"]
+    net = network("residual")
+    assert names(net) == [*hidden, "_Block", *pool, *hidden, "_Block", *end]
+    block = net[3]
+    assert names(block.branch) == [*hidden, "Conv2d", "BatchNorm2d"]
+    assert names(block.after) == ["ReLU"]
+    after = network("residual", placement="post", dropout=0.5)[4]
+    assert names(after.branch) == ["Conv2d", "ReLU", "BatchNorm2d", "Dropout", "Conv2d"]
+    assert names(after.after) == ["ReLU", "BatchNorm2d", "Dropout"]
+    frn = network("residual", "frn")[2]
+    assert names(frn.branch) == ["Conv2d", "FilterResponseNorm"] * 2
+    assert names(frn.after) == []
+
+
+def test_a_block_adds_what_it_is_given() -> None:
+    torch.manual_seed(0)
+    block = network("residual", "none")[2]
+    x = torch.randn(2, 16, 4, 4)
+    first, second = (layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
+    assert torch.equal(block(x), (x + second(first(x).relu())).relu())
+    nn.init.zeros_(second.weight)
+    nn.init.zeros_(second.bias)
+    assert torch.equal(block(x), x.relu())
+
+
+def test_widths_are_the_hidden_layers_of_dense_networks() -> None:
+    net = build("mlp", norm="batch", placement="pre", input_shape=(5,), classes=3, widths=(8,) * 4)
+    assert [m.out_features for m in net.modules() if isinstance(m, nn.Linear)] == [8, 8, 8, 8, 3]
+    assert names(net)[1:4] == ["Linear", "BatchNorm1d", "ReLU"]
 
 
 def test_sigmoid_weights_are_small_gaussians_without_bias() -> None:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from browser import browse, contrast, needs_browser, of_hex, screenshot
 from normkit.errors import InputError
-from normkit.lab import figures, report, table
+from normkit.lab import drawing, figures, report, table
 from normkit.lab.compare import compare
 from normkit.lab.comparison import Comparison, summarize
 from normkit.lab.grid import Grid
 from normkit.lab.models import NORMS, USUAL
+from normkit.lab.palette import DARK, LIGHT, SAME, variables
 
 CURVES = [[0.4, 0.7, 0.90], [0.3, 0.8, 0.93], [0.5, 0.6, 0.95]]
 COMMAND = "normkit compare --seeds 3"
@@ -155,7 +156,7 @@ def test_all_diverged_has_a_page_without_figures() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.2))
 def test_spread_moves_labels_apart_and_no_more(values: list[float], distance: float) -> None:
-    moved = figures.spread(values, distance)
+    moved = drawing.spread(values, distance)
     order = np.argsort(values, kind="stable")
     apart = np.diff(np.array(moved)[order])
     tolerance = 1e-12  # rounding of sums of a dozen values of order one
@@ -181,11 +182,16 @@ def test_figures_take_every_color_from_the_page() -> None:
 
 # Colors
 
-CSS = (Path(report.__file__).parent / "templates" / "report.css.j2").read_text()
-LIGHT, DARK = (
-    dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", part))
-    for part in CSS.split("@media (prefers-color-scheme: dark)")
-)
+
+def test_a_page_has_the_palette_by_scheme() -> None:
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", part))
+        for part in variables().split("@media (prefers-color-scheme: dark)")
+    )
+    assert (light, dark) == (LIGHT, DARK)
+    assert variables() in report.render(made("none"), command=COMMAND)
+
+
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
 VISIONS = {
     "all cones": np.eye(3),
@@ -225,10 +231,9 @@ def test_palette_is_legible(scheme: dict[str, str]) -> None:
 
 def test_no_two_norms_look_alike() -> None:
     """The usual ones have colors of their own, the others theirs and other dashes."""
-    same = dict(re.findall(r"--norm-(\w+): var\(--norm-(\w+)\);", CSS))
-    assert set(same) | set(USUAL) == set(NORMS)
-    assert set(same.values()) <= set(USUAL)
-    assert len({(same.get(norm, norm), figures.DASHES[norm]) for norm in NORMS}) == len(NORMS)
+    assert set(SAME) | set(USUAL) == set(NORMS)
+    assert set(SAME.values()) <= set(USUAL)
+    assert len({(SAME.get(norm, norm), drawing.DASHES[norm]) for norm in NORMS}) == len(NORMS)
 
 
 @pytest.mark.parametrize("vision", VISIONS)

@@ -5,6 +5,7 @@ Heavy imports wait until a command runs.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import typer
 from normkit.cli.bench import bench
 from normkit.cli.compare import compare
 from normkit.cli.doctor import doctor, recalibrate
+from normkit.cli.study import study
 from normkit.errors import InputError, MissingExtraError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -35,7 +37,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _complain(problem: object) -> int:
-    print(f"normkit: {problem}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one tells for all
+        print(f"normkit: {problem}", file=sys.stderr)
     return 2
 
 
@@ -52,6 +55,7 @@ def env() -> None:
 
 
 app.command()(compare)
+app.command()(study)
 app.add_typer(bench, name="bench")
 app.command()(recalibrate)
 app.command()(doctor)

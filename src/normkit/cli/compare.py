@@ -31,6 +31,10 @@ def _machine(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel="Machine and output")
 
 
+def _output(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Machine and output", show_default="none")
+
+
 _RATES = ",".join(map(str, Grid.lr))
 _TARGET = "95% of the way from chance to the best"
 
@@ -39,7 +43,7 @@ def compare(
     data: Annotated[
         str, _question("digits, mnist, fashion-mnist, cifar10, or FILE.npz with arrays x and y.")
     ] = Grid.data,
-    model: Annotated[str, _question("mlp, cnn or sigmoid.")] = Grid.model,
+    model: Annotated[str, _question("mlp, cnn, sigmoid or residual.")] = Grid.model,
     norms: Annotated[
         str,
         _question(
@@ -70,6 +74,8 @@ def compare(
         int, _machine("Threads of torch; with one, results do not depend on how many cores there are.")
     ] = Grid.threads,
     out: Annotated[Path, _machine("Folder of runs and report; a run that is in it is not repeated.")] = OUT,
+    export: Annotated[str | None, _output("csv or parquet: every measurement in one table.")] = None,
+    tensorboard: Annotated[Path | None, _output("Folder for TensorBoard event files.")] = None,
 ) -> None:
     """Measure whether and how much normalization helps a network on your data.
 
@@ -88,6 +94,9 @@ def compare(
 
     [bold]normkit compare --data FILE.npz --model mlp --batch-size 16[/bold]
     Your own data.
+
+    [bold]torchrun --nproc-per-node 2 -m normkit compare[/bold]
+    Each run by two processes, with batch statistics over both.
     """
     grid = Grid(
         data=data,
@@ -106,36 +115,53 @@ def compare(
         device=device,
         threads=threads,
     )
-    _compare(grid, out)
+    _compare(grid, out, export, tensorboard)
 
 
-def _compare(grid: Grid, out: Path) -> None:
+def _compare(grid: Grid, out: Path, export: str | None, tensorboard: Path | None) -> None:
     for module in ("jinja2", "matplotlib", "safetensors", "sklearn"):
         optional(module, "lab")
     from normkit.lab import report, table
     from normkit.lab.compare import carry_out, check_out, plan
+    from normkit.lab.crew import assembled
+    from normkit.lab.export import check, write_events, write_table
+    from normkit.lab.measurements import rows, runs
     from normkit.lab.sentence import sentence
 
     check_out(out)
-    the_plan = plan(grid)
-    try:
-        with _progress(the_plan) as on_progress:
-            comparison = carry_out(the_plan, out, on_progress)
-    except KeyboardInterrupt:
-        print("normkit: interrupted; finished epochs are kept, the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    check(export, tensorboard)
+    with assembled(grid.device) as crew:
+        the_plan = plan(grid, crew.size)
+        try:
+            with _progress(the_plan, crew.leads) as on_progress:
+                comparison = carry_out(the_plan, out, on_progress, crew)
+        except KeyboardInterrupt:
+            if crew.leads:
+                print(
+                    "normkit: interrupted; finished epochs are kept, the same command goes on",
+                    file=sys.stderr,
+                )
+            raise typer.Exit(130) from None
+    if not crew.leads:
+        return
     page = out / "report.html"
-    report.write(comparison, page, command=grid.command(out))
+    report.write(comparison, page, command=grid.command(out, crew.size))
     show = console().print
     show(table.terminal(comparison))
     show(sentence(comparison))
     show(f"\nReport: {page}")
+    if export is not None:
+        write_table(rows(comparison), out / f"runs.{export}")
+        show(f"Files: {out / f'runs.{export}'}")
+    if tensorboard is not None:
+        write_events(runs(comparison), tensorboard)
+        show(f"Files: {tensorboard}")
 
 
 @contextmanager
-def _progress(plan: Plan) -> Generator[OnProgress]:
+def _progress(plan: Plan, shown: bool) -> Generator[OnProgress]:
     """A bar over all epochs of all runs."""
-    with bar("epochs") as move:
+    with bar("epochs", shown=shown) as move:
 
         def on_progress(done: int, settings: Settings, epoch: Epoch | None) -> None:
             words = f"seed {settings.seed + 1}/{plan.grid.seeds}  {settings.norm:<8}  lr {settings.lr:g}"

@@ -24,7 +24,7 @@ def console() -> Console:
 
 
 @contextmanager
-def bar(unit: str) -> Generator[Callable[[int, int, str], None]]:
+def bar(unit: str, *, shown: bool = True) -> Generator[Callable[[int, int, str], None]]:
     """A bar on stderr, moved by (done, total, what is under way); nothing where that is no terminal."""
     console = Console(stderr=True)
     columns = (
@@ -34,7 +34,9 @@ def bar(unit: str) -> Generator[Callable[[int, int, str], None]]:
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
+    ) as progress:
         task = progress.add_task("", total=None)
 
         def move(done: int, total: int, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import torch
 import normkit
 from normkit.errors import InputError, unknown
 from normkit.lab.comparison import Comparison, summarize
+from normkit.lab.crew import Crew
 from normkit.lab.data import Dataset, load
 from normkit.lab.grid import OUT, Grid
 from normkit.lab.models import MODELS, NORMS, PLACEMENTS, USUAL, build, check_ghosts, least_batch
 from normkit.lab.records import Epoch, Settings
 from normkit.lab.scaling import SCALINGS, scale
 from normkit.lab.store import Store
-from normkit.lab.train import OPTIMIZERS, train
+from normkit.lab.train import ALONE, OPTIMIZERS, train
 
 # Called before each run (without an epoch) and after each of its epochs, with the epochs done of the plan.
 OnProgress = Callable[[int, Settings, "Epoch | None"], None]
@@ -56,11 +58,15 @@ def compare(grid: Grid | None = None, out: Path = OUT, on_progress: OnProgress |
     return carry_out(plan(grid or Grid()), out, on_progress)
 
 
-def plan(grid: Grid) -> Plan:
+def plan(grid: Grid, processes: int = 1) -> Plan:
     """Load the data of a grid and lay out its runs; whatever could refuse them later is checked here.
 
     Seeds are the outermost loop: what the machine does meanwhile falls on every norm alike, and an
     interrupted comparison has whole seeds.
+
+    Args:
+        grid: what to compare.
+        processes: that train each run together.
     """
     _check_names(grid)
     _check_device(grid.device)
@@ -72,10 +78,12 @@ def plan(grid: Grid) -> Plan:
             f"--batch-size must be {least} to {len(dataset.x_train)}, the training samples of {grid.data}, "
             f"got {grid.batch_size}"
         )
+    if processes > 1:
+        _check_crew(grid, norms, processes)
     for norm in norms:
         check_ghosts(norm, grid.batch_size, len(dataset.x_train))
     settings = tuple(
-        _settings(grid, dataset, norm, lr, seed)
+        _settings(grid, dataset, norm, lr, seed, processes)
         for seed in range(grid.seeds)
         for norm in norms
         for lr in dict.fromkeys(grid.lr)
@@ -86,20 +94,23 @@ def plan(grid: Grid) -> Plan:
     return result
 
 
-def carry_out(plan: Plan, out: Path, on_progress: OnProgress | None = None) -> Comparison:
-    """Train the runs of a plan that the store in `out` lacks, and compare them all."""
+def carry_out(plan: Plan, out: Path, on_progress: OnProgress | None = None, crew: Crew = ALONE) -> Comparison:
+    """Train the runs of a plan that the store in `out` lacks, and compare them all.
+
+    In a crew every process calls it, and the first one alone opens the store.
+    """
     report = on_progress or (lambda done, settings, epoch: None)
     runs = []
-    with Store(out) as store:
+    with Store(out) if crew.leads else nullcontext() as store:
         for index, settings in enumerate(plan.settings):
             before = index * plan.grid.epochs
-            known = store.run(settings)
+            known = store.run(settings) if store else None
             report(before + (len(known.epochs) if known else 0), settings, None)
 
             def on_epoch(settings: Settings, epoch: Epoch, before: int = before) -> None:
                 report(before + epoch.number, settings, epoch)
 
-            runs.append(train(settings, plan.dataset, store, on_epoch))
+            runs.append(train(settings, plan.dataset, store, on_epoch, crew))
     return summarize(runs, chance=plan.chance, target=plan.grid.target)
 
 
@@ -123,6 +134,18 @@ def _check_names(grid: Grid) -> None:
     ):
         if name not in valid:
             raise unknown(kind, name, valid)
+
+
+def _check_crew(grid: Grid, norms: tuple[str, ...], processes: int) -> None:
+    if grid.batch_size < 2 * processes:
+        raise InputError(
+            f"--batch-size must be two or more for each of {processes} processes, got {grid.batch_size}"
+        )
+    for norm in norms:
+        if norm == "adaptive":
+            raise InputError(
+                "adaptive norm takes statistics in evaluation, which each process does whole: use one"
+            )
 
 
 def _check_device(name: str) -> None:
@@ -160,7 +183,7 @@ def _refusal(grid: Grid, dataset: Dataset, norm: str) -> InputError | None:
     return None
 
 
-def _settings(grid: Grid, dataset: Dataset, norm: str, lr: float, seed: int) -> Settings:
+def _settings(grid: Grid, dataset: Dataset, norm: str, lr: float, seed: int, processes: int) -> Settings:
     return Settings(
         data=grid.data,
         data_fingerprint=dataset.fingerprint,
@@ -178,4 +201,5 @@ def _settings(grid: Grid, dataset: Dataset, norm: str, lr: float, seed: int) -> 
         device=grid.device,
         threads=grid.threads,
         versions=f"normkit {normkit.__version__}, torch {torch.__version__}",
+        processes=processes,
     )

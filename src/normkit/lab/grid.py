@@ -52,9 +52,11 @@ class Grid:
         if self.target is not None and not 0 < self.target <= 1:
             raise InputError(f"--target must be above 0 and at most 1, got {self.target:g}")
 
-    def command(self, out: Path = OUT) -> str:
+    def command(self, out: Path = OUT, processes: int = 1) -> str:
         """The command line that asks this question again, every option spelled out."""
         words = ["normkit", "compare"]
+        if processes > 1:
+            words = ["torchrun", "--nproc-per-node", str(processes), "-m", *words]
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple):

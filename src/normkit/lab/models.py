@@ -12,7 +12,8 @@ from torch import nn
 import normkit as nk
 from normkit.errors import InputError, unknown
 
-MODELS = ("mlp", "cnn", "sigmoid")
+MODELS = ("mlp", "cnn", "sigmoid", "residual")
+DENSE = {"mlp": (16, 32), "sigmoid": (100, 100, 100)}  # units of the hidden layers
 PLACEMENTS = ("pre", "post")
 
 GHOST = 16  # samples
@@ -70,23 +71,36 @@ _Hidden = Callable[[nn.Module, nn.Module], list[nn.Module]]
 
 
 def build(
-    model: str, *, norm: str, placement: str, input_shape: tuple[int, ...], classes: int, dropout: float = 0.0
+    model: str,
+    *,
+    norm: str,
+    placement: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    dropout: float = 0.0,
+    widths: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """Build a network that maps (N, *input_shape) to logits (N, classes).
 
-    ========= ======================================================================================
-    `mlp`     dense 16 and 32, ReLU
-    `cnn`     convolutions 3×3 of 32 and 64 channels (no padding), max pooling 2, dense 128, ReLU
-    `sigmoid` dense 100, 100 and 100, sigmoid; weights N(0, 0.1²), biases 0
-    ========= ======================================================================================
+    ========== ======================================================================================
+    `mlp`      dense 16 and 32, ReLU
+    `cnn`      convolutions 3×3 of 32 and 64 channels (no padding), max pooling 2, dense 128, ReLU
+    `sigmoid`  dense 100, 100 and 100, sigmoid; weights N(0, 0.1²), biases 0
+    `residual` convolution 3×3 of 16 channels, a block, max pooling 2, convolution of 32, a block, ReLU, mean
+               over space; a block adds what two convolutions give to what they are given
+    ========== ======================================================================================
+
+    `widths` gives `mlp` and `sigmoid` other hidden layers, any number of them.
 
     The norm follows every hidden layer, before its activation (`pre`) or after it (`post`), and dropout
     follows both. A norm of weights is put on every hidden layer; group norm follows standardized ones. In `cnn`
     the norms over space alone (instance, batch_instance, frn) leave the dense layer without a norm: one value
-    per channel has no deviation. The threshold of `frn` is its activation. Initial weights depend on torch's
+    per channel has no deviation. The threshold of `frn` is its activation. In `residual` the sum stands between
+    the second convolution, with the norm that is `pre`, and its activation. Initial weights depend on torch's
     seed, not on the norm: runs of one seed are pairs.
 
-    `sigmoid` is the network that batch norm rescues in Ioffe and Szegedy (2015), section 4.1.
+    `sigmoid` is the network that batch norm rescues in Ioffe and Szegedy (2015), section 4.1; the blocks of
+    `residual` are those of He et al. (2016), section 3.
 
     Raises:
         InputError: an unknown name, a dropout outside [0, 1), an input that the network cannot take, or
@@ -96,10 +110,13 @@ def build(
     hidden = partial(_hidden, norm, placement, dropout)
     if model == "cnn":
         network = _cnn(hidden, input_shape, classes)
+    elif model == "residual":
+        network = _residual(hidden, input_shape, classes)
     elif model == "mlp":
-        network = _dense(hidden, input_shape, classes, (16, 32), nn.ReLU)
+        network = _dense(hidden, input_shape, classes, widths or DENSE[model], nn.ReLU)
     else:
-        network = _dense(hidden, input_shape, classes, (100, 100, 100), nn.Sigmoid).apply(_small_gaussian)
+        network = _dense(hidden, input_shape, classes, widths or DENSE[model], nn.Sigmoid)
+        network.apply(_small_gaussian)
     if norm in _WEIGHTS:
         with torch.random.fork_rng(devices=[]):  # spectral norm draws its first vectors
             for layer in _layers(network)[:-1]:
@@ -152,7 +169,7 @@ def _check(model: str, norm: str, placement: str, dropout: float) -> None:
         raise unknown("placement", placement, PLACEMENTS)
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must be 0 or more and below 1, got {dropout:g}")
-    if model != "cnn" and norm in _NORMS and _NORMS[norm][1] is None:
+    if model in DENSE and norm in _NORMS and _NORMS[norm][1] is None:
         raise InputError(
             f"norm {norm!r} needs more than one value per channel, the dense layers of {model!r} have one: "
             "use model 'cnn', or norm 'layer' or 'group'"
@@ -206,18 +223,55 @@ def _small_gaussian(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _cnn(hidden: _Hidden, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def _image(model: str, input_shape: tuple[int, ...], least: int) -> tuple[int, ...]:
+    """Channels, height and width of an input that is an image large enough."""
     if len(input_shape) != 3:
         raise InputError(
-            f"model 'cnn' needs images (channels, height, width), the input's shape is {input_shape}: "
+            f"model {model!r} needs images (channels, height, width), the input's shape is {input_shape}: "
             "use model 'mlp'"
         )
     channels, height, width = input_shape
-    if min(height, width) < 6:
+    if min(height, width) < least:
         raise InputError(
-            f"model 'cnn' needs images of 6×6 pixels or more, these are {height}×{width} of {channels} channels: "
-            "use model 'mlp', or put the channels first"
+            f"model {model!r} needs images of {least}×{least} pixels or more, these are {height}×{width} of "
+            f"{channels} channels: use model 'mlp', or put the channels first"
         )
+    return input_shape
+
+
+def _residual(hidden: _Hidden, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    channels, *_ = _image("residual", input_shape, least=4)
+    return nn.Sequential(
+        *hidden(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU()),
+        _Block(hidden, 16),
+        nn.MaxPool2d(2),
+        *hidden(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
+        _Block(hidden, 32),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
+
+
+class _Block(nn.Module):
+    """x + branch(x), and then what follows a hidden layer's activation, from that activation on."""
+
+    def __init__(self, hidden: _Hidden, channels: int) -> None:
+        super().__init__()
+        activation = nn.ReLU()
+        first = hidden(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+        second = hidden(nn.Conv2d(channels, channels, 3, padding=1), activation)
+        # a norm that has its own activation stands in the branch whole
+        cut = second.index(activation) if activation in second else 2
+        self.branch = nn.Sequential(*first, *second[:cut])
+        self.after = nn.Sequential(*second[cut:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(x + self.branch(x))
+
+
+def _cnn(hidden: _Hidden, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    channels, height, width = _image("cnn", input_shape, least=6)
     features = 64 * ((height - 4) // 2) * ((width - 4) // 2)
     return nn.Sequential(
         *hidden(nn.Conv2d(channels, 32, 3), nn.ReLU()),

@@ -29,11 +29,15 @@ class Settings:
     device: str
     threads: int
     versions: str  # of normkit and torch, which decide the last bits
+    processes: int = 1  # that train the run together, each on its part of every batch
 
     @property
     def key(self) -> str:
         """The run's name in the store: a digest of every setting."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        settings = dataclasses.asdict(self)
+        if self.processes == 1:  # as runs were named before there could be more
+            del settings["processes"]
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from normkit import page
-from normkit.errors import InputError
-from normkit.lab import figures, table
+from normkit.lab import figures, palette, table
 from normkit.lab.comparison import TARGET_SHARE, Comparison
 from normkit.lab.sentence import sentence
 
@@ -22,20 +21,14 @@ def write(comparison: Comparison, path: Path, *, command: str) -> None:
     Raises:
         InputError: a path that cannot be written.
     """
-    text = render(comparison, command=command)
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as failure:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"{path}: {failure.strerror or failure}") from failure
+    page.write(path, render(comparison, command=command))
 
 
 def render(comparison: Comparison, *, command: str) -> str:
     """The page as text; the same comparison gives the same text. Every value is escaped but our own SVG."""
     return page.render(
         _TEMPLATE,
+        colors=Markup(palette.variables()),
         data=comparison.settings.data,
         model=comparison.settings.model,
         sentence=sentence(comparison),
@@ -87,6 +80,10 @@ def _settings(comparison: Comparison) -> list[tuple[str, str]]:
         ("regularization", f"dropout {settings.dropout:g}, weight decay {settings.weight_decay:g}"),
         ("length", f"{settings.epochs} epochs, {comparison.rows[0].steps.limit} steps"),
         ("seeds", f"{comparison.seeds}"),
-        ("device", f"{settings.device}, threads {settings.threads}"),
+        ("device", f"{settings.device}, threads {settings.threads}{_together(settings.processes)}"),
         ("versions", settings.versions),
     ]
+
+
+def _together(processes: int) -> str:
+    return f", {processes} processes for each run" if processes > 1 else ""

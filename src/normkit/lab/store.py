@@ -16,22 +16,18 @@ import dataclasses
 import hashlib
 import json
 import os
-import sqlite3
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from normkit.errors import InputError
+from normkit.lab.database import connect, one_line
 from normkit.lab.records import Epoch, Measurement, Run, Settings
 
-VERSION = 1  # of the schema; kept in SQLite's user_version
+VERSION = 1  # of the schema
 
-_SCHEMA = f"""
-BEGIN;
+_SCHEMA = """
 CREATE TABLE runs (
     key TEXT PRIMARY KEY NOT NULL,
     settings TEXT NOT NULL,  -- JSON
@@ -57,8 +53,6 @@ CREATE TABLE measurements (
     PRIMARY KEY (run, step),
     FOREIGN KEY (run, epoch) REFERENCES epochs (run, number) ON DELETE CASCADE
 );
-PRAGMA user_version = {VERSION};
-COMMIT;
 """
 
 
@@ -72,12 +66,9 @@ class Store:
     def __init__(self, out: Path) -> None:
         self._path = out / "runs.sqlite"
         self._states = out / "states"
-        with _one_line(self._path):
-            out.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self._path, timeout=1.0)
+        self._db = connect(self._path, _SCHEMA, VERSION, "a store of runs")
         try:
-            with _one_line(self._path):
-                self._open()
+            with one_line(self._path):
                 self._sweep()
         except BaseException:
             self._db.close()
@@ -104,7 +95,7 @@ class Store:
         """Record an epoch. The state is kept for the next one; after the last, its digest alone remains."""
         data = safetensors.torch.save(state)
         ends = epoch.diverged or epoch.number == settings.epochs
-        with _one_line(self._path.parent):
+        with one_line(self._path.parent):
             if not ends:
                 self._states.mkdir(exist_ok=True)
                 _write_whole(self._state_path(settings.key, epoch.number), data)
@@ -119,7 +110,7 @@ class Store:
         warning, and training them again gives the same.
         """
         last = "SELECT number, state FROM epochs WHERE run = ? ORDER BY number DESC LIMIT 1"
-        with _one_line(self._path.parent):
+        with one_line(self._path.parent):
             row = self._db.execute(last, [settings.key]).fetchone()
             if row is None:
                 return None
@@ -132,24 +123,6 @@ class Store:
                 self._db.execute("DELETE FROM runs WHERE key = ?", [settings.key])
         warnings.warn(f"{path} is lost or damaged: its run begins again", stacklevel=2)
         return None
-
-    def _open(self) -> None:
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if version > VERSION:
-            raise InputError(
-                f"{self._path}: made by a newer normkit (store version {version}, this one knows {VERSION}): "
-                "update normkit, or choose another folder"
-            )
-        if tables and version < VERSION:
-            raise InputError(
-                f"{self._path}: an SQLite database, but not a store of runs: choose another folder"
-            )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        if not tables:
-            self._db.executescript(_SCHEMA)
 
     def _sweep(self) -> None:
         last = self._db.execute("SELECT run, max(number) FROM epochs GROUP BY run")
@@ -174,7 +147,7 @@ class Store:
         )
 
     def _select(self, where: str, *values: str) -> list[Run]:
-        with _one_line(self._path):
+        with one_line(self._path):
             rows = self._db.execute(f"SELECT key, settings, parameters FROM runs {where}", values).fetchall()
             return [self._assemble(*row) for row in rows]
 
@@ -216,20 +189,3 @@ def _write_whole(path: Path, data: bytes) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
-
-
-@contextmanager
-def _one_line(path: Path) -> Generator[None]:
-    """Turn what the file system or SQLite refuses into one line that says where."""
-    try:
-        yield
-    except OSError as failure:
-        raise InputError(f"{failure.filename or path}: {failure.strerror or failure}") from failure
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-        raise  # ours to mend, not the user's
-    except sqlite3.Error as failure:
-        locked = "locked" in str(failure)
-        reason = f"{failure}: choose another folder, or move the file away"
-        if locked:
-            reason = "in use by another process: wait for it, or choose another folder"
-        raise InputError(f"{path}: {reason}") from failure

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from normkit.errors import InputError, unknown
+from normkit.lab.crew import Crew
 from normkit.lab.data import Dataset
 from normkit.lab.models import begin, build, check_ghosts, least_batch
 from normkit.lab.records import Epoch, Measurement, Run, Settings
 from normkit.lab.store import Store
 
 OPTIMIZERS = ("adam", "sgd")
+ALONE = Crew()
 
 _EVALUATION_BATCH = 1024
 
@@ -27,8 +29,9 @@ _EVALUATION_BATCH = 1024
 def train(
     settings: Settings,
     dataset: Dataset,
-    store: Store,
+    store: Store | None,
     on_epoch: Callable[[Settings, Epoch], None] | None = None,
+    crew: Crew = ALONE,
 ) -> Run:
     """Train the run that the settings describe, or what the store lacks of it, and return it.
 
@@ -36,29 +39,34 @@ def train(
     order of the data and dropout; the norm does not, so runs of one seed are pairs. A loss that is not
     finite ends the run as diverged.
 
+    In a crew every process calls it; the first one alone has a store, and calls `on_epoch`.
+
     Raises:
         InputError: settings that make no sense, another data set than theirs, a device that is not there.
     """
-    run = store.run(settings)
+    assert (store is not None) == crew.leads
+    assert settings.processes == crew.size
+    run = crew.told(store.run(settings) if store else None)
     if run is not None and run.status != "unfinished":
         return run
     _check(settings, dataset)
     device = _device(settings.device)
     with _conditions(settings.threads, device):
-        session = _Session(settings, dataset, device)
-        state = store.state(settings)
-        done = store.run(settings)
+        session = _Session(settings, dataset, device, crew)
+        state, done = crew.told((store.state(settings), store.run(settings)) if store else (None, None))
         epochs = done.epochs if done else ()
         if state is not None:
             session.load(state, steps=sum(epoch.steps for epoch in epochs))
         for number in range(len(epochs) + 1, settings.epochs + 1):
             epoch = session.epoch(number)
-            store.record(settings, session.parameters, epoch, session.state())
-            if on_epoch is not None:
-                on_epoch(settings, epoch)
+            state = session.state()
+            if store is not None:
+                store.record(settings, session.parameters, epoch, state)
+                if on_epoch is not None:
+                    on_epoch(settings, epoch)
             if epoch.diverged:
                 break
-    run = store.run(settings)
+    run = crew.told(store.run(settings) if store else None)
     assert run is not None
     return run
 
@@ -66,7 +74,7 @@ def train(
 class _Session:
     """A run in memory: the model, the optimizer, the generators, and the data that they work on."""
 
-    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
+    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device, crew: Crew) -> None:
         weights, order = np.random.SeedSequence(settings.seed).generate_state(2)
         torch.manual_seed(int(weights))  # dropout goes on where the weights end
         self.order = torch.Generator().manual_seed(int(order))
@@ -86,6 +94,9 @@ class _Session:
         part = part[: len(dataset.x_val)].to(device)
         self.train_part = self.x[part], self.y[part]
         begin(self.model, settings.norm, self.train_part[0][: max(2, settings.batch_size)])
+        self.crew, self.trained = crew, crew.wrap(self.model)
+        if crew.size > 1:  # dropout differs between the parts of a batch
+            torch.manual_seed(int(weights) + crew.rank)
         self.optimizer = _optimizer(settings, self.model)
         self.val_split = _tensors(dataset.x_val, dataset.y_val, device)
 
@@ -117,9 +128,9 @@ class _Session:
         for index, of_parameter in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in of_parameter.items()}
         tensors["generator.order"] = self.order.get_state()
-        tensors["generator.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        for kind, state in self._generators().items():
+            for rank, of_rank in enumerate(self.crew.gathered(state)):
+                tensors[_ranked(f"generator.{kind}", rank)] = of_rank
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def load(self, state: dict[str, torch.Tensor], *, steps: int) -> None:
@@ -135,17 +146,25 @@ class _Session:
         model = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
         self.model.load_state_dict(model)
         self.order.set_state(state["generator.order"])
-        torch.set_rng_state(state["generator.cpu"])
+        torch.set_rng_state(state[_ranked("generator.cpu", self.crew.rank)])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["generator.cuda"], self.device)
+            torch.cuda.set_rng_state(state[_ranked("generator.cuda", self.crew.rank)], self.device)
+
+    def _generators(self) -> dict[str, torch.Tensor]:
+        """The states of the generators that dropout draws from."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
 
     def _quarters(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """The epoch's batches as indices, in four parts. A last batch of one sample is left out.
 
-        Batch norm could not take it, and the other norms must see the same data.
+        Batch norm could not take it, and the other norms must see the same data. Of a crew, so is one that
+        does not have a sample for each process.
         """
         batches = torch.randperm(len(self.x), generator=self.order).to(self.device).split(self.batch_size)
-        if len(batches[-1]) == 1 < self.batch_size:
+        if len(batches[-1]) < self.crew.size or len(batches[-1]) == 1 < self.batch_size:
             batches = batches[:-1]
         for start, end in pairwise(len(batches) * quarter // 4 for quarter in range(5)):
             if start < end:
@@ -153,8 +172,12 @@ class _Session:
 
     def _step(self, batch: torch.Tensor) -> bool:
         """Take one optimizer step, unless the loss is not finite."""
-        loss = F.cross_entropy(self.model(self.x[batch]), self.y[batch])
-        if not math.isfinite(loss.item()):
+        part = self.crew.part(batch)
+        loss = F.cross_entropy(self.trained(self.x[part]), self.y[part])
+        share = len(part) * self.crew.size / len(batch)  # 1, but for parts that are not alike
+        if share != 1:
+            loss = loss * share
+        if not math.isfinite(self.crew.total(loss)):
             return False
         self.optimizer.zero_grad()
         loss.backward()
@@ -183,6 +206,11 @@ class _Session:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _ranked(name: str, rank: int) -> str:
+    """A name for each process; the first one's is as if it were alone."""
+    return f"{name}.{rank}" if rank else name
 
 
 def _tensors(

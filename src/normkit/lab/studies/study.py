@@ -7,12 +7,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
-
-from matplotlib.figure import Figure
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from normkit.errors import InputError
 from normkit.lab.intervals import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 Scale = Literal["quick", "full"]
@@ -27,9 +29,15 @@ class Subject:
     """What the trials of a study work on; by default what the study was designed with."""
 
     data: str = "digits"  # a data set's name or an .npz file; see `data.load`
-    model: str | None = (
-        None  # FILE.py:NAME of a function that returns a network; its norm is set by nk.convert
-    )
+    model: str | None = None  # FILE.py:NAME of a function that returns a network; `own.network` sets its norm
+
+    def located(self) -> Subject:
+        """The same by absolute paths, which hold in other processes and folders too."""
+        data = str(Path(self.data).resolve()) if self.data.endswith(".npz") else self.data
+        if self.model is None:
+            return Subject(data)
+        where, _, name = self.model.rpartition(":")
+        return Subject(data, f"{Path(where).resolve()}:{name}" if where.endswith(".py") else self.model)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Effect:
     """One contrast that bears on the claim, as an estimate over paired seeds."""
 
     label: str  # what is compared with what, for a person: "batch / none, steps to 90%"
-    estimate: Estimate
+    estimate: Estimate  # of `normkit.lab.bootstrap`: bootstrap_difference, bootstrap_ratio
     no_effect: float  # 0 for a difference, 1 for a ratio
     claimed: Literal["below", "above"]  # the side of `no_effect` on which the claim holds
     unit: str = ""  # of the estimate: "x", "points", "nats"
@@ -86,18 +94,32 @@ class Results:
 
     def __init__(self, measured: Iterable[tuple[Trial, Result]]) -> None:
         self.measured = tuple(measured)
+        # for each set of factors that was asked for: their levels, and the trials there
+        self._tables: dict[tuple[str, ...], dict[tuple[Level, ...], list[tuple[int, Result]]]] = {}
 
     def of(self, **levels: Level) -> dict[int, Result]:
         """By seed, the results of the trials at these levels, which must name one trial a seed."""
-        chosen: dict[int, Result] = {}
-        for trial, result in self.measured:
-            if all(trial.levels.get(name) == level for name, level in levels.items()):
-                if trial.seed in chosen:
-                    raise KeyError(f"{levels} are those of several trials of seed {trial.seed}")
-                chosen[trial.seed] = result
-        if not chosen:
+        found = self._at(levels)
+        if not found:
             raise KeyError(f"no trial at {levels}")
+        chosen = dict(found)
+        if len(chosen) < len(found):
+            raise KeyError(f"{levels} are those of several trials of a seed")
         return chosen
+
+    def has(self, **levels: Level) -> bool:
+        """Whether there is a trial at these levels."""
+        return bool(self._at(levels))
+
+    def _at(self, levels: Mapping[str, Level]) -> list[tuple[int, Result]]:
+        names = tuple(sorted(levels))
+        if names not in self._tables:
+            table = self._tables[names] = {}
+            for trial, result in self.measured:
+                if all(name in trial.levels for name in names):
+                    at = tuple(trial.levels[name] for name in names)
+                    table.setdefault(at, []).append((trial.seed, result))
+        return self._tables[names].get(tuple(levels[name] for name in names), [])
 
     def levels(self, name: str) -> list[Level]:
         """The levels of a factor, in the order of the trials."""
@@ -119,10 +141,11 @@ def _number(value: object) -> float:
 
 
 class Study(ABC):
-    """A question, its design, its measurement, its rule and its figure. One subclass a file, one instance each.
+    """A question, its design, its measurement, its rule and its figure. One subclass a file, its instance `STUDY`.
 
-    `measure` runs in a process of its own with one thread, and depends on nothing but its arguments: equal trials
-    measure the same to the bit. It never writes; the process that owns the store does.
+    `measure` runs in a process of its own with one thread and generators at 0, and depends on nothing but its
+    arguments: equal trials measure the same to the bit. It never writes; the process that owns the store does.
+    An instance has no state: workers are sent it by the name of its class.
     """
 
     name: ClassVar[str]  # as in `normkit study NAME`: lower case, hyphens
@@ -135,6 +158,9 @@ class Study(ABC):
     literature: ClassVar[str]  # what published work found, with authors and years
     takes_data: ClassVar[bool] = True  # whether `--data` makes sense
     takes_model: ClassVar[bool] = False  # whether `--model` does
+    alone: ClassVar[bool] = (
+        False  # measures time: one trial at a time, and they repeat within noise, not to the bit
+    )
     revision: ClassVar[int] = 1  # counts changes to `measure`: results of earlier ones are not mixed in
 
     @abstractmethod
@@ -150,7 +176,7 @@ class Study(ABC):
 
     @abstractmethod
     def measure(self, trial: Trial, subject: Subject) -> Result:
-        """Take one measurement."""
+        """Take one measurement: a number or a string under each name, or a list of numbers for a curve."""
 
     @abstractmethod
     def judge(self, results: Results) -> Finding:
@@ -158,4 +184,4 @@ class Study(ABC):
 
     @abstractmethod
     def figure(self, results: Results) -> Figure:
-        """Draw what was measured, with direct labels and intervals as bands."""
+        """Draw what was measured, with direct labels and intervals as bands: by `normkit.lab.drawing`."""

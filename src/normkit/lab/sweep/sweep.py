@@ -1,0 +1,138 @@
+"""A sweep: the trials of studies, those measured that the store lacks, and what each study found."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import normkit
+from normkit.lab.data import load
+from normkit.lab.studies.study import Finding, Result, Results, Scale, Study, Subject
+from normkit.lab.sweep import pool
+from normkit.lab.sweep.interrupts import held
+from normkit.lab.sweep.task import Outcome, Task
+from normkit.lab.sweep.trials import Trials
+
+# Called with the trials done of all, and with what is under way.
+OnProgress = Callable[[int, int, str], None]
+# From tasks to their outcomes, in any order.
+Runner = Callable[[Iterable[Task]], Generator[Outcome]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Studies with their trials on a subject, all of it checked."""
+
+    subject: Subject
+    scale: Scale
+    tasks: tuple[tuple[Study, tuple[Task, ...]], ...]
+
+    @property
+    def all(self) -> tuple[Task, ...]:
+        """The tasks of all studies."""
+        return tuple(task for _, tasks in self.tasks for task in tasks)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of one study: its finding, or the problems that stand against one."""
+
+    study: Study
+    results: Results
+    finding: Finding | None
+    problems: tuple[Outcome, ...]
+    seconds: float  # of all its trials, one after the other
+
+
+def plan(studies: Sequence[Study], scale: Scale, subject: Subject | None = None) -> Plan:
+    """Lay out the trials of studies; whatever could refuse them later is checked here.
+
+    Raises:
+        InputError: a subject that does not fit a study's design; the line says which property is missing.
+    """
+    subject = subject or Subject()
+    for study in studies:
+        study.check(subject)
+    prints, located = fingerprint(subject), subject.located()
+    versions = f"normkit {normkit.__version__}, torch {torch.__version__}"
+    tasks = [
+        (
+            study,
+            tuple(
+                Task(trial.key(study, subject, prints, versions), study, trial, located)
+                for trial in study.trials(scale)
+            ),
+        )
+        for study in studies
+    ]
+    return Plan(subject, scale, tuple(tasks))
+
+
+def fingerprint(subject: Subject) -> str:
+    """Of the data, and of the file that has the model: other content is another subject."""
+    digests = [load(subject.data).fingerprint]
+    where, _, _ = (subject.model or "").rpartition(":")
+    if where.endswith(".py") and Path(where).is_file():
+        digests.append(hashlib.sha256(Path(where).read_bytes()).hexdigest())
+    return " ".join(digests)
+
+
+def carry_out(
+    plan: Plan,
+    out: Path,
+    *,
+    workers: int | None = None,
+    runner: Runner | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Report]:
+    """Measure the trials of a plan that the store in `out` lacks, and judge each study.
+
+    Interrupted and called again, it goes on where it stopped, to the same result.
+
+    Args:
+        plan: what to measure.
+        out: the folder of the store.
+        workers: processes on this machine; None: as many as it has cores. Trials that measure time run alone.
+        runner: what measures the others in place of these processes.
+        on_progress: told of every trial.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    progress = on_progress or (lambda done, total, what: None)
+    with Trials(out) as trials:
+        measured = trials.results(plan.all)
+        missing = [task for task in plan.all if task.key not in measured]
+        together = [task for task in missing if not task.study.alone]
+        alone = [task for task in missing if task.study.alone]
+        problems: list[Outcome] = []
+        done, total = len(plan.all) - len(missing), len(plan.all)
+        progress(done, total, "")
+        for outcomes in (runner(together) if runner else pool.run(together, workers), pool.run(alone, 1)):
+            with closing(outcomes):
+                for outcome in outcomes:
+                    done += 1
+                    if outcome.result is None:
+                        problems.append(outcome)
+                    else:
+                        with held():  # what is finished is kept
+                            trials.record(outcome.task, outcome.result, outcome.seconds)
+                    progress(done, total, str(outcome.task))
+        measured = trials.results(plan.all)
+    return [_judged(study, tasks, measured, problems) for study, tasks in plan.tasks]
+
+
+def _judged(
+    study: Study,
+    tasks: Sequence[Task],
+    measured: Mapping[str, tuple[Result, float]],
+    problems: Sequence[Outcome],
+) -> Report:
+    results = Results((task.trial, measured[task.key][0]) for task in tasks if task.key in measured)
+    mine = tuple(outcome for outcome in problems if outcome.task.study.name == study.name)
+    seconds = sum(measured[task.key][1] for task in tasks if task.key in measured)
+    return Report(study, results, None if mine else study.judge(results), mine, seconds)
