@@ -1,9 +1,9 @@
 """Which norms make evaluation differ from training: all of them by an estimate, the first by switching them.
 
 A norm's effect is how far the model's output moves when that norm alone goes from running statistics to those of the
-batch. One backward pass estimates it for all norms. Those of the largest estimates are switched one by one, which
-measures it, and how much of the distance between the modes it leaves; then together, those that leave least first: as
-few as leave little. A norm behind a wrong one takes that one's error away too, mostly not all of it.
+batch. One backward pass estimates it for all norms. Those of the largest estimates, and those furthest from the data,
+are switched one by one, which measures it, and how much of the distance between the modes it leaves; then together, the one that leaves least first and
+the others by effect: as few as leave little. A norm behind a wrong one takes that one's error away too, mostly not all of it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def attribute(taps: Mapping[str, Tap], gap: float, output: Output) -> Attributio
     ):  # also where it is not a number: then the statistics are not, and that is a finding
         return Attribution()
     found = estimates({name: tap.layer for name, tap in moved.items()}, lambda: output(()), scale)
-    order = sorted(moved, key=lambda name: (found.get(name, 0.0), moved[name].distance()), reverse=True)
+    # Behind a saturated activation an estimate is 0; the distance of a norm from its data knows nothing of effects.
+    by_effect = sorted(moved, key=lambda name: found.get(name, 0.0), reverse=True)
+    by_distance = sorted(moved, key=lambda name: moved[name].distance(), reverse=True)
+    order = list(dict.fromkeys(name for pair in zip(by_effect, by_distance, strict=True) for name in pair))
     with torch.no_grad():
         first, rest = order[:_MOST], order[_MOST:]
         trained = output(told)
@@ -67,8 +70,10 @@ def attribute(taps: Mapping[str, Tap], gap: float, output: Output) -> Attributio
             alone = output([name])
             effects[name] = _length(alone - base) / scale
             left[name] = _length(alone - trained)
-        first.sort(key=lambda name: left[name])
-        makers = _makers([*first, *rest], left[first[0]], _length(trained - base), trained, output)
+        best = min(first, key=lambda name: left[name])
+        # Of two errors that cancel each other in part, each alone leaves more than there was: the others by effect.
+        first.sort(key=lambda name: (name == best, effects[name]), reverse=True)
+        makers = _makers([*first, *rest], left[best], _length(trained - base), trained, output)
     return Attribution(effects, frozenset(first), makers)
 
 
