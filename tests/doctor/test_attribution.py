@@ -98,7 +98,7 @@ def test_all_norms_have_an_effect_and_the_largest_are_measured(frozen: bool) -> 
 
 
 def test_one_of_thirty_is_found() -> None:
-    makers = _makers(moved(deep(30), 15, by=20.0))
+    makers = _makers(moved(deep(30), 15, by=-10.0))
     assert makers.modules == ("15.body.1",)
     assert makers.among == 30
     assert makers.left < 0.1
@@ -166,7 +166,7 @@ class Rounded(nn.Module):
 
 
 def test_without_gradients_those_furthest_from_the_data_are_measured() -> None:
-    model = Rounded(moved(deep(12), 4, by=20.0))
+    model = Rounded(moved(deep(12), 4, by=-10.0))
     norms = norms_of(model)
     assert sum(norm.effect is not None for norm in norms.values()) == 8
     assert norms["body.4.body.1"].switched

@@ -13,7 +13,9 @@ import normkit as nk
 from normkit.doctor.padding import padding
 
 LENGTHS = [5, 9, 12, 7, 12, 3]  # of 12
-EXPECTED = sum(12 - length - 1 for length in LENGTHS if length < 12)  # each run, but for the value that it repeats
+EXPECTED = sum(
+    12 - length - 1 for length in LENGTHS if length < 12
+)  # each run, but for the value that it repeats
 
 
 def sequences(channels: int = 4, left: bool = False, value: float = 0.0) -> Tensor:
@@ -40,7 +42,9 @@ def test_sequences_by_channels(kind: str, left: bool) -> None:
     assert padding(sequences(left=left, value=0.5), kind, 0) == (EXPECTED, 72)
 
 
-@pytest.mark.parametrize(("kind", "axes", "found"), [("layer", 2, EXPECTED), ("rms", 2, EXPECTED), ("layer", 1, 0)])
+@pytest.mark.parametrize(
+    ("kind", "axes", "found"), [("layer", 2, EXPECTED), ("rms", 2, EXPECTED), ("layer", 1, 0)]
+)
 def test_sequences_by_features(kind: str, axes: int, found: int) -> None:
     """A norm over the features of one position alone has no padding in it."""
     assert padding(sequences().transpose(1, 2), kind, axes) == (found, 72 if axes > 1 else 0)
@@ -48,7 +52,9 @@ def test_sequences_by_features(kind: str, axes: int, found: int) -> None:
 
 def test_positions_that_are_taken_for_channels() -> None:
     assert padding(sequences().transpose(1, 2), "batch", 0) == (EXPECTED, 72)
-    assert padding(sequences().transpose(1, 2).relu(), "batch", 0)[0] == 0  # units that are off, for all one knows
+    assert (
+        padding(sequences().transpose(1, 2).relu(), "batch", 0)[0] == 0
+    )  # units that are off, for all one knows
 
 
 def test_sequences_that_were_flattened() -> None:
@@ -61,7 +67,9 @@ def test_sequences_that_were_flattened() -> None:
 def test_images_padded_to_the_largest(count: int) -> None:
     x, beside = images([(16, 10), (12, 16), (9, 9)][:count] + [(16, 16)])
     assert padding(x, "batch", 0) == (beside, 256 * (count + 1))
-    assert padding(F.conv2d(x, torch.randn(5, 3, 1, 1), torch.randn(5)), "batch", 0)[0] == beside  # by any constant
+    assert (
+        padding(F.conv2d(x, torch.randn(5, 3, 1, 1), torch.randn(5)), "batch", 0)[0] == beside
+    )  # by any constant
 
 
 def test_letterboxed_images() -> None:

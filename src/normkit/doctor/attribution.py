@@ -2,8 +2,9 @@
 
 A norm's effect is how far the model's output moves when that norm alone goes from running statistics to those of the
 batch. One backward pass estimates it for all norms. Those of the largest estimates, and those furthest from the data,
-are switched one by one, which measures it, and how much of the distance between the modes it leaves; then together, the one that leaves least first and
-the others by effect: as few as leave little. A norm behind a wrong one takes that one's error away too, mostly not all of it.
+are switched one by one, which measures it, and how much of the distance between the modes it leaves; then together, the
+one that leaves least first and the others by effect: as few as leave little. A norm behind a wrong one takes that one's
+error away too, mostly not all of it.
 """
 
 from __future__ import annotations
