@@ -1,4 +1,4 @@
-"""Who makes evaluation differ from training: estimates against switching, and the fewest norms that make it together."""
+"""Who makes evaluation differ from training: estimates against switching, and the fewest norms that do it together."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,9 @@ NET = """
 import sys
 import torch
 from torch import nn
+
+class Batch:
+    def __init__(self, x, y): self.x, self.y = x, y
 
 def build(momentum=0.1):
     torch.manual_seed(0)
@@ -47,6 +52,7 @@ def forward_only():
 def nested():
     return nn.ModuleDict({"<script>alert(1)</script>": keras()})
 
+def headless(): return nn.Linear(4, 2)
 def needs(arguments): ...
 def nothing(): return None
 def strange(): return [object()]
@@ -54,6 +60,16 @@ def empty(): return []
 def ruined(): return build().apply(lambda m: setattr(m, "in_features", 0)) and nn.Linear(5, 2)
 def sgd(model): return torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
 def squared(output, target): return output.square().mean()
+def listed(): return [Batch(x, y) for x, y in loader()]
+def step(model, batch): return model(batch.x)
+def spread(output, target): return output.var(0).sum()
+def narrow(output, target): return 10 - output.var(0).sum()
+def own(output, target): return output.square().mean()
+def pairs(): return [((x, {"extra": 1}), y) for x, y in loader()]
+def average():
+    model = build()
+    model[1].reset_running_stats()
+    return model
 def broken(): raise ZeroDivisionError("no\\nmodel")
 def leave(): sys.exit(3)
 """
@@ -156,6 +172,97 @@ def test_the_page_escapes_names_and_draws_each_layer(net: Path, capsys: pytest.C
     )  # 3 deviations to the left, 40 pixels each; the fit of 8 batches is nearer than half of one
 
 
+def test_batches_that_go_in_another_way(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The remedy that the error names is one that the command has."""
+    model = f"{net}:shifted"
+    code, _, err = said(capsys, model, "--data", f"{net}:listed")
+    assert (code, "give forward=" in err) == (2, True)
+    arguments = (
+        model,
+        "--data",
+        f"{net}:listed",
+        "--forward",
+        f"{net}:step",
+        "--loss",
+        f"{net}:own",
+        "--fix",
+    )
+    code, out, err = said(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert re.search(r"before: found: .*error", out)
+    assert re.search(r"loss in evaluation mode: \S+ before, \S+ after", out)
+
+
+def test_a_copy_and_what_it_was_copied_from(
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("build", "average"):
+        torch.save(
+            {"model": runpy.run_path(str(net))[name]().state_dict(), "epoch": 3}, tmp_path / f"{name}.pt"
+        )
+    for target, reference in (
+        (f"{net}:average", f"{net}:build"),
+        (f"{net}:average", tmp_path / "build.pt"),
+        (tmp_path / "average.pt", tmp_path / "build.pt"),
+    ):
+        code, out, _ = said(capsys, target, "--reference", reference, "--select", "NK205")
+        assert code == 1
+        assert re.search(r"  1: weights are 0 of their length .*1 of 1 layers", out)
+    assert said(capsys, f"{net}:build", "--reference", tmp_path / "build.pt", "--select", "NK205")[0] == 0
+
+
+def test_what_else_a_checkpoint_holds_stays_in_it(
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = runpy.run_path(str(net))["shifted"]().state_dict()
+    torch.save(
+        {"epoch": 3, "model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "a.pt"
+    )
+    arguments = (f"{net}:build", "--weights", tmp_path / "a.pt", "--data", f"{net}:loader", "--fix")
+    assert said(capsys, *arguments)[0] == 0
+    fixed = torch.load(tmp_path / "a.fixed.pt", weights_only=True)
+    assert fixed["epoch"] == 3
+    assert set(fixed["model"]) == {f"module.{key}" for key in state}
+    assert not fixed["model"]["module.1.running_mean"].equal(state["1.running_mean"])
+    assert fixed["model"]["module.0.weight"].equal(state["0.weight"])
+    code, out, _ = said(capsys, *arguments, "-o", tmp_path / "b.safetensors")
+    assert code == 0
+    assert "not in it, for it holds tensors alone: epoch" in out
+
+
+def test_reports_beside_the_text(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a.html", "a.json", "a.sarif", "a.txt"]
+    arguments = [argument for name in names for argument in ("--report", tmp_path / name)]
+    code, out, _ = said(capsys, f"{net}:keras", *arguments)
+    assert code == 1
+    assert "NK301" in out
+    assert (tmp_path / "a.txt").read_text() == out
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    assert json.loads((tmp_path / "a.json").read_text())["findings"][0]["code"] == "NK301"
+    assert json.loads((tmp_path / "a.sarif").read_text())["version"] == "2.1.0"
+
+
+def test_the_page_after_a_repair_shows_both(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = said(capsys, f"{net}:shifted", "--data", f"{net}:loader", "--fix", "--format", "html")
+    medians = [float(x) for x in re.findall(r'<line class="median" x1="([\d.]+)"', out)]
+    predicted, before, after = medians
+    assert before < 164  # 3 deviations to the left, 40 pixels each
+    assert abs(after - predicted) < 8  # a fifth of a deviation
+    assert out.count(">gone</span>") >= 2
+    assert ">still there</span>" not in out
+
+
+def test_a_loss_that_rose_is_told(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The spread of the output, which is small where statistics send most of it behind the ReLU."""
+    arguments = (f"{net}:shifted", "--data", f"{net}:loader", "--fix", "--loss", f"{net}:spread")
+    _, out, _ = said(capsys, *arguments)
+    before, after = map(float, re.findall(r"mode: (\S+) before, (\S+) after", out)[0])
+    assert after > 2 * before
+    assert "the loss rose" in out
+    assert "The loss rose" in said(capsys, *arguments, "--format", "html")[1]
+    assert "the loss rose" not in said(capsys, *arguments[:-1], f"{net}:narrow")[1]
+
+
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys, "--explain", "NK202")
     assert code == 0
@@ -237,6 +344,18 @@ def test_fix_writes_new_weights_that_are_well(
             ["last.pt", "--data", "NET:loader"],
             "--data needs the model: name it, and give last.pt as --weights",
         ),
+        (["NET:build", "--forward", "NET:step"], "--forward is taken on batches: give --data too"),
+        (
+            ["NET:build", "--reference", "NET:headless"],
+            "reference must be a model that this one is a copy of, and...",
+        ),
+        (["NET:build", "--report", "a.pdf"], "a report ends in .html, .json, .sarif, .txt, got a.pdf"),
+        (
+            ["NET:build", "--report", "no/folder/a.html"],
+            "no/folder/a.html must be a file in a folder that exists",
+        ),
+        (["PKL"], "PKL is a file of a kind that is refused: a pickle can run code..."),
+        (["PKL", "--fix"], "PKL is a file of a kind that is refused: a pickle can run code..."),
         (["--explain", "NK000"], "unknown code 'NK000': choose from NK101..."),
         ([], "doctor needs a model to look at: ..."),
     ],
@@ -244,9 +363,15 @@ def test_fix_writes_new_weights_that_are_well(
 def test_bad_input_gets_a_line(
     net: Path, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = said(capsys, *(argument.replace("NET", str(net)) for argument in arguments))
+    pickled = net.with_name("net.pkl")
+    pickled.write_bytes(pickle.dumps({"model": 1}))
+
+    def named(text: str) -> str:
+        return text.replace("NET", str(net)).replace("PKL", str(pickled))
+
+    code, out, err = said(capsys, *map(named, arguments))
     assert (code, out) == (2, "")
-    pattern = re.escape(line.replace("NET", str(net))).replace(re.escape("..."), ".*")
+    pattern = re.escape(named(line)).replace(re.escape("..."), ".*")
     assert re.fullmatch(f"normkit: {pattern}\n", err), err
 
 

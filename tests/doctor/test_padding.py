@@ -65,7 +65,7 @@ def test_sequences_that_were_flattened() -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_images_padded_to_the_largest(count: int) -> None:
-    x, beside = images([(16, 10), (12, 16), (9, 9)][:count] + [(16, 16)])
+    x, beside = images([(16, 16), (16, 10), (12, 16), (9, 9)][: count + 1])
     assert padding(x, "batch", 0) == (beside, 256 * (count + 1))
     assert (
         padding(F.conv2d(x, torch.randn(5, 3, 1, 1), torch.randn(5)), "batch", 0)[0] == beside
