@@ -76,7 +76,9 @@ def test_an_estimate_is_the_effect_where_the_model_is_linear() -> None:
     scale = float((base - base.mean()).square().mean().sqrt())
     layers = {f"{i}.body.1": model[i].body[1] for i in range(4)}
     before = copy.deepcopy(model.state_dict())
-    found = estimates(layers, lambda: model(x), scale)
+    output, lengths = estimates(layers, lambda: model(x))
+    assert output.equal(base.float())
+    found = {name: length / scale for name, length in lengths.items()}
     assert found == {name: pytest.approx(by_hand(model, name, x), rel=0.125) for name in layers}
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
     assert not any(module.training or module._forward_hooks for module in model.modules())
