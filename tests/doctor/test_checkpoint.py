@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from normkit.doctor.checkpoint import check_output, read_weights, write_weights
+from normkit.doctor.checkpoint import check_output, read_checkpoint, read_weights, write_weights
 from normkit.errors import InputError
 
 
@@ -31,6 +34,45 @@ def test_where_training_loops_keep_it(place: str, tmp_path: Path) -> None:
     state = {f"module.{key}": value for key, value in nn.Linear(2, 2).state_dict().items()}
     torch.save({"epoch": 3, "optimizer": {"lr": 0.1}, place: state}, tmp_path / "a.pt")
     assert list(read_weights(tmp_path / "a.pt")) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("place", [(), ("state_dict",), ("model",), ("model", "state_dict")])
+def test_what_else_a_file_holds_is_kept(place: tuple[str, ...], prefix: str, tmp_path: Path) -> None:
+    layer = nn.BatchNorm1d(2)
+    inner: Any = {**{prefix + key: value for key, value in layer.state_dict().items()}, "version": 7}
+    for key in reversed(place):
+        inner = {"epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}, key: inner}
+    torch.save(inner, tmp_path / "a.pt")
+    checkpoint = read_checkpoint(tmp_path / "a.pt")
+    assert sorted(checkpoint.weights) == sorted(layer.state_dict())
+    assert checkpoint.others == (["epoch", "optimizer"] if place else [])
+    new = {**checkpoint.weights, "running_mean": torch.tensor([5.0, 6.0])}
+    write_weights(new, tmp_path / "b.pt", checkpoint)
+    before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pt", "b.pt"))
+    for key in place:
+        assert list(after) == list(before)
+        assert after["epoch"] == 3
+        assert after["optimizer"]["state"][0].equal(torch.ones(2))
+        before, after = before[key], after[key]
+    assert list(after) == list(before)
+    assert after["version"] == 7
+    for key, value in before.items():
+        if key == f"{prefix}running_mean":
+            assert after[key].tolist() == [5, 6]
+        elif key != "version":
+            assert after[key].equal(value)
+
+
+def test_metadata_and_names_are_kept_in_safetensors(tmp_path: Path) -> None:
+    state = {f"module.{key}": value for key, value in nn.Linear(2, 2).state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors", {"format": "pt", "epoch": "3"})
+    checkpoint = read_checkpoint(tmp_path / "a.safetensors")
+    assert sorted(checkpoint.weights) == ["bias", "weight"]
+    write_weights(checkpoint.weights, tmp_path / "b.safetensors", checkpoint)
+    again = read_checkpoint(tmp_path / "b.safetensors")
+    assert again.metadata == {"format": "pt", "epoch": "3"}
+    assert sorted(again.content) == ["module.bias", "module.weight"]
 
 
 class Fires:
@@ -63,6 +105,21 @@ def test_damaged_files(name: str, kept: int, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{name} (cannot be read|is damaged)") as caught:
         read_weights(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"e", b"PK\x03\x04", b"\x80\x02", b'{"a": 1}', bytes(range(256)) * 9]
+)
+def test_what_is_no_checkpoint_is_said_in_words(content: bytes, tmp_path: Path) -> None:
+    """Whatever torch raises on it: EOFError, KeyError: 101, a page about zip archives."""
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_weights(tmp_path / "a.pt")
+    assert re.fullmatch(
+        r".*a\.pt (cannot be read: it is empty, damaged, cut off, or was not written by torch\.save|is damaged or "
+        r"holds more than weights, and is not loaded, for it could run code: save model\.state_dict\(\))",
+        str(caught.value),
+    )
 
 
 def test_other_contents(tmp_path: Path) -> None:

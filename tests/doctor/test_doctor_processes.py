@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -33,6 +34,16 @@ def _process(rank: int, folder: str) -> None:
     model(torch.randn(8, 4) + 2 * rank).sum().backward()
     found = _codes(model)
     assert not {code for code, _ in found} & {"NK206", "NK702"}, found
+
+    plain = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    plain[1].running_mean += rank
+    if rank == 0:  # without a group nobody is waited for
+        assert "NK206" not in {code for code, _ in _codes(plain)}
+    (finding,) = (f for f in nk.diagnose(plain, process_group="world").findings if f.code == "NK206")
+    assert finding.module == "1"
+    assert finding.evidence["apart"] == pytest.approx(1)
+    plain[1].reset_running_stats()
+    assert "NK206" not in {f.code for f in nk.diagnose(plain, process_group="world").findings}
     dist.barrier()
     dist.destroy_process_group()
 

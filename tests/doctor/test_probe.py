@@ -72,6 +72,56 @@ def test_effective_samples_of_positions_that_repeat_are_the_samples() -> None:
     assert alone.effective == pytest.approx(64 * 36, rel=0.15)
 
 
+def test_gradients_are_those_at_the_outputs_of_norms() -> None:
+    """Against autograd in float64, where the output is kept; behind an activation that works in place too."""
+    model = net()
+    model[2] = nn.ReLU(inplace=True)
+    batches = [
+        (x, torch.randint(2, (6,), generator=torch.Generator().manual_seed(i)))
+        for i, x in enumerate(images(3))
+    ]
+    exact = copy.deepcopy(model).double()
+    expected = []
+    for x, y in batches:
+        middle = exact[:2](x.double()).detach().requires_grad_()
+        F.cross_entropy(exact[3:](middle.relu()), y).backward()
+        assert middle.grad is not None
+        expected.append(float(middle.grad.norm()))
+    traffic = nk.diagnose(model, batches, F.cross_entropy).readings.norms[0].traffic
+    assert traffic is not None
+    assert traffic.gradient == pytest.approx(
+        sum(expected) / 3, rel=1e-4
+    )  # of sums of 180 products in float32
+    alone = nk.diagnose(model, batches).readings.norms[0].traffic
+    assert alone is not None
+    assert alone.gradient is None
+
+
+@pytest.mark.parametrize(
+    ("shifts", "order", "words"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], 0.083, "they are sorted, or drift"),
+        ([0, 3, 0, 3, 0, 3, 0, 3], 1.75, "two kinds take turns"),
+        ([0, 3, 3, 0, 3, 3, 0, 0], None, "times that of batches drawn alike"),
+    ],
+)
+def test_steps_between_batches(shifts: list[float], order: float | None, words: str) -> None:
+    generator = torch.Generator().manual_seed(6)
+    batches = [torch.randn(512, 5, generator=generator) + shift for shift in shifts]
+    diagnosis = nk.diagnose(nn.Sequential(nn.BatchNorm1d(5)), batches)
+    traffic = diagnosis.readings.norms[0].traffic
+    assert traffic is not None
+    x = torch.stack(batches).double().numpy()
+    means, spread = x.mean(1), np.mean(x.var(1, ddof=1), 0)
+    steps = np.sqrt(np.median((np.diff(means, axis=0) ** 2).mean(0) / spread))
+    apart = np.sqrt(np.median(means.var(0, ddof=1) / spread))
+    assert (traffic.drift, traffic.apart) == pytest.approx((steps, apart), rel=1e-3)
+    if order is not None:  # of the shifts alone; the means' own noise is a hundredth of them
+        assert traffic.order == pytest.approx(order, rel=0.05)
+    (finding,) = (f for f in diagnosis.findings if f.code == "NK402")
+    assert words in finding.message
+
+
 def test_batches_are_not_kept() -> None:
     seen: list[weakref.ref[Tensor]] = []
     alive: list[int] = []

@@ -1,9 +1,10 @@
 """Which norms make evaluation differ from training: all of them by an estimate, the first by switching them.
 
 A norm's effect is how far the model's output moves when that norm alone goes from running statistics to those of the
-batch. One backward pass estimates it for all norms. Those of the largest estimates are switched one by one, which
-measures it, and how much of the distance between the modes it leaves; then together, those that leave least first: as
-few as leave little. A norm behind a wrong one takes that one's error away too, mostly not all of it.
+batch. One backward pass estimates it for all norms. Those of the largest estimates, and those furthest from the data,
+are switched one by one, which measures it, and how much of the distance between the modes it leaves; then together, the
+one that leaves least first and the others by effect: as few as leave little. A norm behind a wrong one takes that one's
+error away too, mostly not all of it.
 """
 
 from __future__ import annotations
@@ -49,15 +50,17 @@ def attribute(taps: Mapping[str, Tap], gap: float, output: Output) -> Attributio
     moved = {name: tap for name, tap in told.items() if tap.distance() > 0}
     if not gap >= _WORTH_IT or not moved:
         return Attribution()
-    with torch.no_grad():
-        base = output(())
+    base, lengths = estimates({name: tap.layer for name, tap in moved.items()}, lambda: output(()))
     scale = float((base - base.mean()).square().mean().sqrt())
     if (
         not 0 < scale < math.inf
-    ):  # also where it is not a number: then the statistics are not, and that is a finding
+    ):  # nor where it is not a number: statistics are not, for which there is a finding
         return Attribution()
-    found = estimates({name: tap.layer for name, tap in moved.items()}, lambda: output(()), scale)
-    order = sorted(moved, key=lambda name: (found.get(name, 0.0), moved[name].distance()), reverse=True)
+    found = {name: length / scale for name, length in lengths.items()}
+    # Behind a saturated activation an estimate is 0; the distance of a norm from its data knows nothing of effects.
+    by_effect = sorted(moved, key=lambda name: found.get(name, 0.0), reverse=True)
+    by_distance = sorted(moved, key=lambda name: moved[name].distance(), reverse=True)
+    order = list(dict.fromkeys(name for pair in zip(by_effect, by_distance, strict=True) for name in pair))
     with torch.no_grad():
         first, rest = order[:_MOST], order[_MOST:]
         trained = output(told)
@@ -67,8 +70,10 @@ def attribute(taps: Mapping[str, Tap], gap: float, output: Output) -> Attributio
             alone = output([name])
             effects[name] = _length(alone - base) / scale
             left[name] = _length(alone - trained)
-        first.sort(key=lambda name: left[name])
-        makers = _makers([*first, *rest], left[first[0]], _length(trained - base), trained, output)
+        best = min(first, key=lambda name: left[name])
+        # Of two errors that cancel each other in part, each alone leaves more than there was: the others by effect.
+        first.sort(key=lambda name: (name == best, effects[name]), reverse=True)
+        makers = _makers([*first, *rest], left[best], _length(trained - base), trained, output)
     return Attribution(effects, frozenset(first), makers)
 
 
@@ -94,37 +99,43 @@ def _makers(order: list[str], alone: float, whole: float, trained: Tensor, outpu
 
 
 def estimates(
-    layers: Mapping[str, nn.Module], output: Callable[[], Tensor], scale: float
-) -> dict[str, float]:
-    r"""The effect of each norm to first order; none where the model gives no gradients.
+    layers: Mapping[str, nn.Module], output: Callable[[], Tensor]
+) -> tuple[Tensor, dict[str, float]]:
+    r"""The output, and how far each norm moves it to first order; none where the model gives no gradients.
 
     With :math:`\Delta_l` the difference that batch statistics make in a norm's output and :math:`J_l` the derivative
-    of the model's output by it, the effect is the length of :math:`J_l \Delta_l`. For signs :math:`v` drawn at random,
-    :math:`v^T J_l \Delta_l` has the square of that length as its mean square, a draw for each sample, and one backward
-    pass gives it for all layers: :math:`\langle J_l^T v, \Delta_l \rangle`.
+    of the model's output by it, that is the length of :math:`J_l \Delta_l`, as root mean square. For signs :math:`v`
+    drawn at random, :math:`v^T J_l \Delta_l` has the square of that length as its mean square, a draw for each sample,
+    and one backward pass gives it for all layers: :math:`\langle J_l^T v, \Delta_l \rangle`.
 
     Hutchinson 1990.
 
     Args:
         layers: by their names, in evaluation mode.
         output: runs the model.
-        scale: deviation of the output.
     """
     probes = {name: _Probe(layer) for name, layer in layers.items()}
     try:
-        with ExitStack() as stack, torch.enable_grad():
-            for probe in probes.values():
-                stack.callback(probe.layer.register_forward_hook(probe.after, with_kwargs=True).remove)
-            result = output()
-            ends = [end for probe in probes.values() for end in probe.ends]
-            if not ends or not result.requires_grad:
-                return {}
+        result = _probed(probes.values(), output)
+    except (InputError, RuntimeError):  # not differentiable, or no memory for it
+        with torch.no_grad():
+            return output(), {}
+    size, samples = result.numel(), len(result) if result.dim() else 1
+    found = {name: probe.length(samples) / size**0.5 for name, probe in probes.items() if probe.products}
+    return result, found
+
+
+def _probed(probes: Collection[_Probe], output: Callable[[], Tensor]) -> Tensor:
+    """Run the model forward and, where it gives gradients, backward, with hooks on the norms."""
+    with ExitStack() as stack, torch.enable_grad():
+        for probe in probes:
+            stack.callback(probe.layer.register_forward_hook(probe.after, with_kwargs=True).remove)
+        result = output()
+        ends = [end for probe in probes for end in probe.ends]
+        if ends and result.requires_grad:
             signs = torch.randint(0, 2, result.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
             torch.autograd.grad(result, ends, signs.to(result), allow_unused=True)
-    except (InputError, RuntimeError):  # not differentiable, or no memory for it
-        return {}
-    size, samples = result.numel(), len(result) if result.dim() else 1
-    return {name: probe.length(samples) / size**0.5 / scale for name, probe in probes.items() if probe.ends}
+    return result.detach()
 
 
 class _Probe:

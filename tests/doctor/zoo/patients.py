@@ -1,4 +1,4 @@
-"""What the doctor is shown: a model, its batches, its loss and its optimizer; and how models are trained for it."""
+"""What the doctor is shown: a model, its batches, loss, optimizer and reference; and how models are trained for it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Patient:
     batches: list[Any] | None = None
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     optimizer: torch.optim.Optimizer | None = None
+    forward: Callable[[Any], Any] | None = None
+    reference: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from healthy import HEALTHY
 from patients import Case
+from sick_batches import BATCHES
 from sick_statistics import STATISTICS
 from sick_structure import STRUCTURE
 from sick_training import TRAINING
@@ -17,7 +18,7 @@ from normkit.doctor.checks import CHECKS
 from normkit.doctor.diagnose import diagnose
 from normkit.doctor.diagnosis import Diagnosis
 
-SICK = [*STRUCTURE, *STATISTICS, *TRAINING]
+SICK = [*STRUCTURE, *STATISTICS, *TRAINING, *BATCHES]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,8 @@ def diagnosed(case: Case) -> Diagnosis:
     before = copy.deepcopy(model.state_dict())
     flags = [module.training for module in model.modules()]
     generator = torch.get_rng_state()
-    diagnosis = diagnose(model, patient.batches, patient.loss, patient.optimizer)
+    options = {"forward": patient.forward, "reference": patient.reference}
+    diagnosis = diagnose(model, patient.batches, patient.loss, patient.optimizer, **options)
     after = model.state_dict()
     assert all(value.equal(after[key]) or value.isnan().any() for key, value in before.items()), case.name
     assert [module.training for module in model.modules()] == flags

@@ -43,7 +43,8 @@ class ModeGap(
     ## What it does
     Runs each batch with norms in both modes, dropout off, and compares outputs and losses. Then it is looked at what
     each norm makes of this: how far the output moves when it alone goes from running to batch statistics, measured for
-    the 8 of the largest effect by an estimate from one backward pass, which stands for the others. The fewest of them
+    8 that an estimate from one backward pass, or the distance from the data, puts first; the others keep the estimate.
+    The fewest of them
     that together leave a tenth or less are named; what they make together and not alone is their interaction.
 
     ## Why is this bad

@@ -266,7 +266,7 @@ class CopyApart(
     ```
 
     ## Remedy
-    Average or copy the buffers too (`AveragedModel(use_buffers=True)`), or recalibrate the copy.
+    Average or copy the buffers too, as `torch.optim.swa_utils.AveragedModel` does, or recalibrate the copy.
 
     ## Fix safety
     Not fixed: whether to copy or to recalibrate depends on the method.

@@ -46,7 +46,10 @@ class BiasBeforeNorm(
                 continue
             layer = seen.weight(graph.nodes[source].module)
             centres = norm.kind in _REMOVES_BIAS or (norm.kind == "group" and norm.groups == norm.channels)
-            if layer is not None and layer.biased and centres:
+            own = (
+                layer is not None and (norm.channels or 0) % layer.outputs == 0
+            )  # else channels are other axes
+            if layer is not None and layer.biased and centres and own:
                 yield self.finding(
                     layer.module,
                     f"its bias, {layer.outputs} numbers, is without effect: {norm.module!r} subtracts it again",

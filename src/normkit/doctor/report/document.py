@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from normkit.doctor.diagnosis import Diagnosis, Finding
+from normkit.doctor.readings import Norm
 from normkit.doctor.repair import Treatment
 
 SCHEMA_VERSION = 1  # goes up when a field changes its meaning or leaves; new ones may come at any time
@@ -15,23 +16,34 @@ SCHEMA_VERSION = 1  # goes up when a field changes its meaning or leaves; new on
 
 def document(diagnosis: Diagnosis, target: str, version: str, treatment: Treatment | None = None) -> str:
     """The findings, what was seen of each norm, and what was repaired."""
-    norms = diagnosis.readings.norms
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "normkit": version,
         "target": target,
         "findings": [entry(finding) for finding in diagnosis.findings],
-        "norms": [{"module": norm.module, "type": norm.type, "kind": norm.kind} for norm in norms],
+        "norms": [_norm(norm) for norm in diagnosis.readings.norms],
         "fix": None,
     }
     if treatment is not None:
         content["fix"] = {
             "repairs": [{"codes": list(repair.codes), "what": repair.what} for repair in treatment.repairs],
             "left": dict(treatment.left),
+            "findings_before": [entry(finding) for finding in treatment.before.findings],
             "loss_before": number(treatment.loss_before),
             "loss_after": number(treatment.loss_after),
         }
     return json.dumps(content, indent=2, allow_nan=False)
+
+
+def _norm(norm: Norm) -> dict[str, Any]:
+    return {
+        "module": norm.module,
+        "type": norm.type,
+        "kind": norm.kind,
+        "effect": number(norm.effect),
+        "effect_measured": norm.switched,
+        "gradient": number(norm.traffic.gradient if norm.traffic else None),
+    }
 
 
 def entry(finding: Finding) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from normkit.doctor.checks import CHECKS
 from normkit.doctor.checks.check import Check
@@ -49,7 +51,7 @@ def _result(finding: Finding, target: str) -> dict[str, Any]:
     }  # fmt: skip
     if file.endswith(".py"):
         place["physicalLocation"] = {
-            "artifactLocation": {"uri": file.replace("\\", "/")},
+            "artifactLocation": {"uri": _uri(Path(file))},
             "region": {"startLine": 1},
         }
     return {
@@ -60,3 +62,8 @@ def _result(finding: Finding, target: str) -> dict[str, Any]:
         "locations": [place],
         "properties": {"evidence": evidence(finding.evidence), "fixable": finding.fixable},
     }
+
+
+def _uri(file: Path) -> str:
+    """Relative to where the command ran, as viewers want it, or absolute as it was given."""
+    return file.as_uri() if file.is_absolute() else quote(file.as_posix())
