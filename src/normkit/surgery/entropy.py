@@ -28,7 +28,7 @@ class EntropyDescent:
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
         if not parameters:
             raise InputError("minimize_entropy moves weights and biases of norms, and these have none")
-        if not lr > 0:
+        if not isinstance(lr, (int, float)) or not lr > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"lr must be positive, got {lr}")
         self.parameters = list(parameters)
         self._first = [p.detach().clone() for p in self.parameters]
