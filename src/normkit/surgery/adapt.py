@@ -82,8 +82,9 @@ def adapt(
 
     The model runs in evaluation mode, and each batch is normalized by the blend with all that was seen until then, as
     `AdaptiveBatchNorm2d` does within a batch; so one sample will do. torch's layers and ours alike. Where the data
-    would stop more than half of a layer's channels, or predictions fall to few classes, it raises, and the model is as
-    it was, as after any exception. `undo()` goes back to the statistics from before.
+    would stop more than half of a layer's channels, predictions fall to few classes, or many change of which the
+    model was sure, it raises, and the model is as it was, as after any exception. `undo()` goes back to the
+    statistics from before.
 
     Args:
         model: any module; its modes stay.
