@@ -8,6 +8,8 @@ from torch import nn
 
 from normkit.errors import InputError
 from normkit.surgery.fuse import fuse
+from normkit.surgery.handwritten import handwritten
+from normkit.surgery.handwritten import imitate as imitate_handwritten
 from normkit.surgery.imitate import imitate, is_imitated
 from normkit.surgery.ours import NORMS, become_ours, has_known_forward, is_ours, our_class
 from normkit.surgery.outcome import Outcome, checked
@@ -68,8 +70,21 @@ def _accelerate(outcome: Outcome, example: Any) -> None:
             outcome.left[name] = str(why)
         else:
             outcome.done[name] = type(layer).__name__
-    if not isinstance(outcome.model, NORMS):
+    for name, layer in list(handwritten(outcome.model)):
+        _imitate_handwritten(outcome, name, layer)
+    if not outcome.done and not outcome.left and not any(True for _ in layers_of(outcome.model, NORMS)):
+        outcome.note = "the model has no norm that is known"
+    elif not isinstance(outcome.model, NORMS):
         fuse(outcome, example)
+
+
+def _imitate_handwritten(outcome: Outcome, name: str, layer: nn.Module) -> None:
+    if is_imitated(layer):
+        return
+    try:
+        outcome.done[name] = f"{type(layer).__name__} by our {imitate_handwritten(layer)}"
+    except InputError as why:
+        outcome.left[name] = str(why)
 
 
 def _become_ours(name: str, layer: nn.Module) -> None:
