@@ -26,20 +26,22 @@ def accelerate(model: nn.Module, example: Any = None) -> Outcome:
     hooks, flags, names and state_dict keys; so do all modules above them, each of which computes what it did.
     Batch, instance, group, layer and RMS norm of torch become ours, and so does a subclass that leaves normalizing to
     its base, or whose forward is torch's norm with something around it, as those of timm: dropout that is none and an
-    activation, other axes.
+    activation, other axes. A module that inherits nothing of torch's norms computes by our function where it holds
+    what such a norm holds, and computes what it does on random values of many sizes.
 
-    An activation of ours (also in place) and, with an example, an addition are fused where torch.fx's graph of the
-    forward, in training and in evaluation, proves that they are all that takes the norm's output and that one forward
-    makes these calls. A module that was the activation becomes `torch.nn.Identity`; where it serves others too, or
-    where a function activates or adds, the forward around it is written anew. Numbers that such a forward takes from
-    attributes are those of now. Layers shared by several calls, or with hooks, are not fused; nor is anything in a
-    model that torch.fx cannot follow.
+    An activation of ours (also in place) and an addition are fused where torch.fx's graph of the forward, in training
+    and in evaluation, with optional arguments left out and given, proves that they are all that takes the norm's
+    output, that both summands have one shape, and that one forward activates and calls the norm. An addition in a
+    forward above is fused too: the modules between hand the residual on. A module that was the activation becomes
+    `torch.nn.Identity`; where it serves others too, or where a function activates or adds, the forward around it is
+    written anew. Numbers that such a forward takes from attributes are those of now. Layers shared by several calls,
+    or with hooks, are not fused; nor is anything in a model that torch.fx cannot follow.
 
     Args:
         model: any module.
         example: a batch, on which outputs in evaluation are compared: a tensor, a tuple of arguments, or a dict of
             named ones. Where they differ by more than half of the digits, the model is as it was. It shows the
-            shapes of what is added as well; without it, additions stay.
+            shapes of what is added as well, where the layers before it do not tell.
 
     Returns:
         What each layer is now; what was left, and why.
