@@ -60,7 +60,8 @@ def accelerate(model: nn.Module, example: Any = None) -> Outcome:
 
 def _accelerate(outcome: Outcome, example: Any) -> None:
     quantized = for_quantization(outcome.model)
-    for name, layer in list(layers_of(outcome.model, NORMS)):
+    norms, others = list(layers_of(outcome.model, NORMS)), list(handwritten(outcome.model))
+    for name, layer in norms:
         if layer in quantized:
             outcome.left[name] = "it is prepared for quantization"
             continue
@@ -72,9 +73,9 @@ def _accelerate(outcome: Outcome, example: Any) -> None:
             outcome.left[name] = str(why)
         else:
             outcome.done[name] = type(layer).__name__
-    for name, layer in list(handwritten(outcome.model)):
+    for name, layer in others:
         _imitate_handwritten(outcome, name, layer)
-    if not outcome.done and not outcome.left and not any(True for _ in layers_of(outcome.model, NORMS)):
+    if not norms and not others:
         outcome.note = "the model has no norm that is known"
     elif not isinstance(outcome.model, NORMS):
         fuse(outcome, example)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from normkit import functional
 from normkit.errors import InputError
+from normkit.surgery.ours import NORMS
 from normkit.surgery.outcome import difference, tolerance_of
 from normkit.surgery.passes import mode, without_hooks
 from normkit.surgery.rewrite import rewrite
@@ -42,7 +43,7 @@ def handwritten(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model that have the parts of a norm, and no others, and a forward that is not torch's."""
     quantized = for_quantization(model)
     for name, module in model.named_modules():
-        known = type(module).__module__.startswith(("torch.", "normkit."))
+        known = type(module).__module__.startswith(("torch.", "normkit.")) or isinstance(module, NORMS)
         if not known and module not in quantized and _held(module) is not None:
             yield name, module
 
