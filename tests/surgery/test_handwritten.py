@@ -138,6 +138,16 @@ def test_the_dtype_of_half_input_stays() -> None:
     assert model[1](torch.ones(2, 12, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_they_compile_and_export(name: str) -> None:
+    kind, shape, _ = NORMS[name]
+    layer, x = filled(kind(12)).eval(), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert list(nk.accelerate(layer).done) == [""]
+    y = layer(x)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), y)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), y)
+
+
 def test_it_is_our_kernel_that_runs() -> None:
     """At a mean of a million, float32 leaves the old one no digit, and ours all but one."""
     layer = LayerNorm2d(16)

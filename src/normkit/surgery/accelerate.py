@@ -77,7 +77,7 @@ def _accelerate(outcome: Outcome, example: Any) -> None:
         _imitate_handwritten(outcome, name, layer)
     if not norms and not others:
         outcome.note = "the model has no norm that is known"
-    elif not isinstance(outcome.model, NORMS):
+    elif not isinstance(outcome.model, NORMS) and not is_imitated(outcome.model):
         fuse(outcome, example)
 
 

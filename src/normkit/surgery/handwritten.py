@@ -146,12 +146,10 @@ def _frozen(eps: float) -> Made:
 
 
 def _promoted(made: Made, name: str) -> Made:
-    """With the result in the dtype that input and weight have together."""
+    """With the result in the dtype of the weight, which multiplies half input last."""
 
     def promoted(graph: fx.Graph, x: fx.Node) -> fx.Node:
-        weight = graph.get_attr(name)
-        dtype = graph.call_function(torch.result_type, (x, weight))
-        return graph.call_method("to", (made(graph, x), dtype))
+        return graph.call_method("type_as", (made(graph, x), graph.get_attr(name)))
 
     return promoted
 
