@@ -81,3 +81,42 @@ def test_a_process_without_batches_learns_from_others(two: Ranks) -> None:
     assert isinstance(first, Tensor), first
     assert torch.equal(first, second)
     torch.testing.assert_close(first, torch.cat(part(2)).double().mean(0))
+
+
+def by(rank: int, group: Any, estimator: str, seed: int) -> dict[str, Tensor]:
+    net = network()
+    draw = torch.Generator().manual_seed(seed + 7 * rank)  # which differs between processes, as it may
+    batches = [x.double() for x in part(rank)]
+    nk.recalibrate(net, batches, estimator=estimator, process_group=group, generator=draw)
+    return net.state_dict()
+
+
+def test_the_average_is_over_all_batches_of_all_processes(three: Ranks) -> None:
+    found = three(by, "cumulative", 0)
+    alone = network()
+    nk.recalibrate(alone, [x.double() for rank in range(3) for x in part(rank)], estimator="cumulative")
+    for state in found:
+        assert isinstance(state, dict), state
+        for key, value in alone.state_dict().items():
+            assert torch.equal(state[key], found[0][key])
+            torch.testing.assert_close(state[key], value, rtol=1e-13, atol=1e-13)  # the order of averaging
+
+
+def test_one_batch_of_all_processes_is_drawn_for_all_layers(three: Ranks) -> None:
+    batches = [x.double() for rank in range(3) for x in part(rank)]
+    expected = [network() for _ in batches]
+    for net, x in zip(expected, batches, strict=True):
+        nk.recalibrate(net, [x])
+    drawn = set()
+    for seed in range(6):
+        states = three(by, "random", seed)
+        for state in states[1:]:
+            assert all(torch.equal(value, states[0][key]) for key, value in state.items())
+        running = {key: value for key, value in states[0].items() if "running" in key}
+        (match,) = (
+            i
+            for i, net in enumerate(expected)
+            if all(torch.allclose(net.state_dict()[key], value) for key, value in running.items())
+        )
+        drawn.add(match)
+    assert len(drawn) > 2  # of six; the seeds are fixed

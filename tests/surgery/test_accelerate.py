@@ -179,8 +179,9 @@ def test_an_optimizer_goes_on() -> None:
     assert not torch.equal(model.bn1.weight, before)
 
 
-def test_compiles_and_exports() -> None:
-    model, x = network("resnet").eval(), batch("resnet")
+@pytest.mark.parametrize("name", ["resnet", "regnet"])
+def test_compiles_and_exports(name: str) -> None:
+    model, x = network(name).eval(), batch(name)
     nk.accelerate(model, x)
     y = model(x)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), y)

@@ -18,6 +18,7 @@ KINDS = {
     "batch": nk.BatchNorm2d, "sync": nk.SyncBatchNorm, "ghost": nk.GhostBatchNorm2d, "renorm": nk.BatchRenorm2d,
     "adaptive": nk.AdaptiveBatchNorm2d, "switch": nk.SwitchNorm2d, "batch_instance": nk.BatchInstanceNorm2d,
     "group": nk.GroupNorm, "layer": nk.GroupNorm, "instance": nk.InstanceNorm2d, "rms": ChannelRMSNorm,
+    "virtual": nk.VirtualBatchNorm2d, "frn": nk.FilterResponseNorm,
 }  # fmt: skip
 
 
@@ -45,6 +46,9 @@ def test_every_kind(to: str, fitted: bool) -> None:
     layer, weight, bias = model[1], model[1].weight, model[1].bias
     x = values(6, 3, 8, 8)
     outcome = nk.convert(model, to, [x] if fitted else None, **options(to))
+    if to == "virtual" and not fitted:
+        assert outcome.left == {"1": "virtual batch norm needs a reference batch: pass batches"}
+        return
     assert list(outcome.done) == ["1"]
     assert model[1] is layer
     assert type(layer) is KINDS[to]
@@ -77,7 +81,8 @@ def test_no_other_affine_map_is_nearer(source: nn.Module, to: str) -> None:
     """The error is that of the layers' outputs, and any other weight or bias makes it larger."""
     model = convolutional(copy.deepcopy(source)).eval()
     old, batches = copy.deepcopy(model), [values(6, 3, 8, 8, seed=seed) for seed in range(3)]
-    outcome = nk.convert(model, to, iter(batches))
+    regrouped = {"num_groups": 2} if to == "group" and isinstance(source, nn.GroupNorm) else {}
+    outcome = nk.convert(model, to, iter(batches), **regrouped)
     inputs = torch.cat([old[0](x) for x in batches])
     expected = old[1](inputs)
 
@@ -124,7 +129,7 @@ def test_networks(name: str, to: str) -> None:
     model, x = network(name), batch(name)
     outcome = nk.convert(model, to, [x])
     assert outcome.left == (
-        {"bottom.1": outcome.left["bottom.1"]} if (name, to) == ("unet", "switch") else {}
+        {"bottom.1": outcome.left["bottom.1"]} if name == "unet" else {}  # a group norm
     )
     assert all(0 < error < 1 for error in outcome.errors.values())
     assert model.train()(x).isfinite().all()
@@ -174,8 +179,66 @@ def test_what_is_learned_stays_what_is_learned() -> None:
 
 def test_groups_that_are_asked_for() -> None:
     model = nn.Sequential(nn.BatchNorm2d(12), nn.BatchNorm2d(64), nn.BatchNorm2d(7))
-    nk.convert(model, "group", num_groups=8)
+    outcome = nk.convert(model, "group", num_groups=8)
     assert [m.num_groups for m in model] == [6, 8, 1]
+    told = [what.partition("True, bias=True)")[2] for what in outcome.done.values()]
+    assert told == [", for 8 groups of two or more do not divide its channels" * n for n in (1, 0, 1)]
+    for wrong in (0, 2.5, "8", True * 0):
+        with pytest.raises(InputError, match="num_groups must be a whole number from 1 on"):
+            nk.convert(model, "group", num_groups=wrong)
+
+
+def test_group_norms_stay_unless_others_are_asked_for() -> None:
+    model = nn.Sequential(nn.GroupNorm(2, 8), nn.BatchNorm2d(8))
+    left = {"0": "it is a group norm already, of 2 groups"}
+    assert nk.convert(model, "group").left == left
+    assert type(model[0]) is nn.GroupNorm
+    assert nk.convert(model, "group", num_groups=2).left == left
+    assert [m.num_groups for m in model] == [2, 2]
+    assert nk.convert(model, "group", num_groups=4).left == {}
+    assert [m.num_groups for m in model] == [4, 4]
+
+
+def test_virtual_batch_norm_refers_to_the_first_batch() -> None:
+    """And is fitted: where each sample counts but a little beside the reference, it is what batch norm was."""
+    layer = nn.Sequential(nn.Conv2d(3, 8, 1), lived(nn.BatchNorm2d(8))).double().eval()
+    old, batches = copy.deepcopy(layer), [values(64, 3, 5, 5), values(2, 3, 5, 5)]
+    assert (
+        nk.convert(copy.deepcopy(layer), "virtual")
+        .left["1"]
+        .endswith("needs a reference batch: pass batches")
+    )
+    outcome = nk.convert(layer, "virtual", batches)
+    reference = old[0](batches[0])
+    torch.testing.assert_close(layer[1].reference_mean, reference.mean((0, 2, 3)))
+    torch.testing.assert_close(layer[1].reference_var, reference.var((0, 2, 3), unbiased=False))
+    assert layer[1].reference_size == 64
+    x = values(6, 3, 5, 5)
+    gap = (layer(x) - old(x)).square().mean().sqrt() / old(x).square().mean().sqrt()
+    assert outcome.errors["1"] < 0.05  # a sample counts for 1 / 65 of its statistics
+    assert gap < 0.05
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_filter_response_norm_has_a_threshold_for_a_relu(activation: str | None) -> None:
+    model = nn.Sequential(nk.BatchNorm2d(8, activation=activation)).double()
+    nk.convert(model, "frn", [values(6, 8, 5, 5)])
+    assert isinstance(model[0], nk.FilterResponseNorm)
+    assert (model[0].threshold is not None) == (activation == "relu")
+    x = values(3, 8, 5, 5)
+    weight, bias = (p.view(-1, 1, 1) for p in (model[0].weight, model[0].bias))
+    y = weight * x / (x.square().mean((2, 3), keepdim=True) + model[0].eps).sqrt() + bias
+    torch.testing.assert_close(model(x), y if activation is None else y.relu())
+    silu = nn.Sequential(nk.BatchNorm2d(8, activation="silu"))
+    assert "silu is none" in nk.convert(silu, "frn").left["0"]
+    flat = nn.Sequential(nn.BatchNorm1d(8))
+    assert "one value per group" in nk.convert(flat, "frn", [torch.ones(4, 8)]).left["0"]
+    assert nk.convert(flat, "frn", [torch.ones(4, 8)], learn_eps=True).left == {}
+
+
+def test_a_model_without_norms_is_told() -> None:
+    told = "0 changed, 0 left: the model has no norm that is known"
+    assert repr(nk.convert(nn.Linear(2, 2), "group")).endswith(told)
 
 
 @pytest.mark.parametrize("to", ["group", "rms", "instance"])
@@ -252,8 +315,12 @@ def test_a_failure_leaves_the_model_as_it_was() -> None:
         assert model.training
         assert not model[1]._forward_pre_hooks
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    with pytest.raises(TypeError, match="unexpected keyword argument 'groups'"):
+    with pytest.raises(
+        TypeError, match=r"group norm got an unexpected keyword argument 'groups': choose from num_groups$"
+    ):
         nk.convert(model, "group", groups=3)
+    with pytest.raises(InputError, match="unknown norm None: choose from batch"):
+        nk.convert(model, None)
     with pytest.raises(InputError, match=r"unknown norm 'bacth': choose from batch, .*did you mean 'batch'"):
         nk.convert(model, "bacth")
     with pytest.raises(InputError, match="pass ghost_size="):

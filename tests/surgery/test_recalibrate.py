@@ -155,6 +155,31 @@ def _same(net: nn.Module, state: dict[str, Tensor]) -> bool:
     return all(torch.allclose(net.state_dict()[key], value) for key, value in state.items())
 
 
+def test_enough_is_enough() -> None:
+    """What is left out moves the statistics by no more than the tolerance says, in nearly every shuffle."""
+    generator = torch.Generator().manual_seed(0)
+    tolerance, batches = 0.1, torch.randn(400, 32, 8, generator=generator, dtype=torch.float64).exp().unbind()
+    mean, var = population(torch.cat(batches))
+    gaps = []
+    for _ in range(20):
+        order = torch.randperm(len(batches), generator=generator)
+        layer = nn.BatchNorm1d(8).double()
+        drawn = iter([batches[i] for i in order])
+        result = nk.recalibrate(layer, drawn, tolerance=tolerance, until="enough")
+        assert 5 <= result.batches < 100  # the loader is asked for no more
+        assert len(list(drawn)) == len(batches) - result.batches
+        assert result.enough_after == result.batches - 2 or result.batches == 5
+        shift = (layer.running_mean.numpy() - mean) / var**0.5
+        stretch = (var / layer.running_var.numpy()) ** 0.5 - 1
+        gaps.append(float(np.sqrt((shift**2 + stretch**2).mean())))
+    # Root mean squares over 8 channels scatter about the tolerance: three times it would be beyond chance. Values are
+    # lognormal, so that a variance is that of few outliers, and the worst case there is in practice.
+    assert max(gaps) <= 3 * tolerance
+    assert float(np.mean(gaps)) <= tolerance * 1.5
+    one = nk.recalibrate(nn.BatchNorm1d(8).double(), batches[:4], tolerance=tolerance, until="enough")
+    assert one.batches == 4
+
+
 def test_undo_is_exact() -> None:
     net, batches = network(), data((2, 5, 5))
     before = copy.deepcopy(net.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -127,10 +128,85 @@ def test_a_wrapped_model_takes_its_entries() -> None:
         (nn.LazyBatchNorm1d(), {}, "must know its channels"),
         (nn.BatchNorm1d(4), {"estimator": "exakt"}, "unknown estimator 'exakt': .* did you mean 'exact'"),
         (nn.BatchNorm1d(4), {"tolerance": 0.0}, "tolerance must be positive"),
-        (nn.BatchNorm1d(4), {"estimator": "random", "process_group": "world"}, "which processes do not have"),
+        (
+            nn.BatchNorm1d(4),
+            {"estimator": "exponential", "process_group": "world"},
+            "which processes do not have",
+        ),
+        (nn.BatchNorm1d(4), {"tolerance": "0.1"}, "tolerance must be positive"),
+        (nn.BatchNorm1d(4), {"until": "done"}, "unknown until 'done': choose from all, enough"),
+        (
+            nn.BatchNorm1d(4),
+            {"until": "enough", "process_group": "world"},
+            "would stop processes at different",
+        ),
         (nn.ModuleList([nn.BatchNorm1d(4)]), {"forward": lambda batch: batch}, "batches reached none"),
     ],
 )
 def test_bad_input(model: nn.Module, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         nk.recalibrate(model, [X], **options)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (torch.zeros(8, 4), r"got one tensor, \[8, 4\]: put it in a list"),
+        ({"image": X}, "got one dict: put it in a list"),
+        ("data", "a list of batches, got str"),
+        (None, "a list of batches, got NoneType"),
+        (nn.Linear(4, 4), "a list of batches, got Linear"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        nk.recalibrate,
+        nk.adapt,
+        lambda model, batches: nk.convert(model, "group", [] if batches is None else batches),
+    ],
+)
+def test_batches_that_are_none(verb: object, batches: object, message: str) -> None:
+    net = nn.Sequential(nn.BatchNorm1d(4))
+    before = copy.deepcopy(net.state_dict())
+    if batches is None and verb not in (nk.recalibrate, nk.adapt):
+        message = "one batch or more"
+    with pytest.raises(InputError, match=message):
+        verb(net, batches)
+    assert type(net[0]) is nn.BatchNorm1d
+    torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
+
+
+VERBS = {
+    "accelerate": nk.accelerate, "fold": nk.fold, "freeze": nk.freeze, "unfreeze": nk.unfreeze,
+    "convert": lambda model: nk.convert(model, "group"), "recalibrate": lambda model: nk.recalibrate(model, [X]),
+    "adapt": lambda model: nk.adapt(model, [X]), "param_groups": lambda model: nk.param_groups(model, 0.1),
+    "synchronize": nk.synchronize, "desynchronize": nk.desynchronize,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "got NoneType$"),
+        ([nn.BatchNorm1d(4)], "got list$"),
+        (nn.BatchNorm1d(4).state_dict(), "got OrderedDict: load it into the model$"),
+        (nn.BatchNorm1d, "got the class BatchNorm1d$"),
+    ],
+    ids=["none", "list", "state_dict", "class"],
+)
+def test_what_is_no_model(verb: str, model: object, message: str) -> None:
+    with pytest.raises(InputError, match=f"^model must be a torch.nn.Module, {message}"):
+        VERBS[verb](model)
+
+
+@pytest.mark.parametrize("weight_decay", ["0.1", None, -1.0, float("nan")])
+def test_a_weight_decay_that_is_none(weight_decay: object) -> None:
+    with pytest.raises(InputError, match="weight_decay must be 0 or more and finite"):
+        nk.param_groups(nn.Linear(2, 2), weight_decay)
+    with pytest.raises(InputError, match="prior counts samples and must be 0 or more"):
+        nk.adapt(nn.BatchNorm1d(4), [X], prior="16")
+    with pytest.raises(InputError, match="lr must be positive"):
+        nk.adapt(nn.BatchNorm1d(4), [X], minimize_entropy=True, lr="0.1")

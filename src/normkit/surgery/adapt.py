@@ -14,7 +14,7 @@ from normkit.errors import InputError
 from normkit.surgery.blend import Blend, collapsed_channels
 from normkit.surgery.convergence import movement
 from normkit.surgery.entropy import EntropyDescent, learning
-from normkit.surgery.feed import Forward, feeder
+from normkit.surgery.feed import Forward, each, feeder
 from normkit.surgery.observe import Gathering, Observation, Site, observable_layers, observed
 from normkit.surgery.restore import Saved, Undoable, kept
 from normkit.surgery.table import aligned
@@ -82,8 +82,9 @@ def adapt(
 
     The model runs in evaluation mode, and each batch is normalized by the blend with all that was seen until then, as
     `AdaptiveBatchNorm2d` does within a batch; so one sample will do. torch's layers and ours alike. Where the data
-    would stop more than half of a layer's channels, or predictions fall to few classes, it raises, and the model is as
-    it was, as after any exception. `undo()` goes back to the statistics from before.
+    would stop more than half of a layer's channels, predictions fall to few classes, or many change of which the
+    model was sure, it raises, and the model is as it was, as after any exception. `undo()` goes back to the
+    statistics from before.
 
     Args:
         model: any module; its modes stay.
@@ -112,7 +113,7 @@ def adapt(
     >>> net[0].running_mean.item()
     0.0
     """
-    if not prior >= 0:
+    if not isinstance(prior, (int, float)) or not prior >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"prior counts samples and must be 0 or more, got {prior}")
     layers, left = observable_layers(model)
     affine = _affine(layers) if minimize_entropy else []
@@ -122,7 +123,7 @@ def adapt(
     run = feeder(model, forward)
     try:
         with kept(model), learning(affine):
-            for batch in batches:
+            for batch in each(batches):
                 if descent is not None:
                     with descent.as_at_first():
                         descent.reference = by_first.run(run, batch)

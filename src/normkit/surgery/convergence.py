@@ -58,6 +58,12 @@ class Evidence:
         """Of all values; None before the first batch."""
         return None if self._parts is None else self._parts[0]
 
+    @property
+    def averages(self) -> tuple[Tensor, Tensor]:
+        """Of the batches' means and unbiased variances, each batch counting as much as any other."""
+        assert self._parts is not None
+        return self._parts[1].mean, self._parts[2].mean
+
     def error(self) -> Tensor:
         """The expected error e, from two batches on; infinite before."""
         if self._parts is None:

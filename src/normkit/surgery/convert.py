@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from normkit.errors import InputError, unknown
+from normkit.errors import InputError
 from normkit.norms.tracking import Tracked
 from normkit.surgery.dataflow import Flow
-from normkit.surgery.feed import feeder
+from normkit.surgery.feed import each, feeder
 from normkit.surgery.freeze import Frozen
 from normkit.surgery.least_squares import Comoments
 from normkit.surgery.ours import NORMS, has_known_forward, introduce
 from normkit.surgery.outcome import Outcome, check_model
 from normkit.surgery.passes import undisturbed
 from normkit.surgery.restore import whole_or_nothing
-from normkit.surgery.targets import BATCH, CHANNELS, MIXED, ROWS, Seen, build, is_of_rows
+from normkit.surgery.targets import BATCH, MIXED, TAKE_RESIDUALS, Seen, build, check_to, is_of_rows
 from normkit.surgery.trace import UntraceableError
 from normkit.surgery.walk import become_like, layers_of
 
@@ -47,9 +47,11 @@ def convert(
     norm without running statistics gets those of the batches, and starts from mean 0 and variance 1 without any.
 
     Batch, instance and group norm become `batch`, `sync`, `ghost`, `renorm`, `adaptive`, `switch`, `batch_instance`,
-    `group` (32 groups, or the most below that divide the channels into groups of two or more), `layer` (group norm
-    with one group, over channels and space), `instance` or `rms` (over the channels at each position). Layer and
-    RMS norm become `layer`, `rms` or `dynamic_tanh`.
+    `virtual` (whose reference is the first batch), `group` (32 groups, or the most below that divide the channels into
+    groups of two or more, which is told), `layer` (group norm with one group, over channels and space), `instance`,
+    `rms` (over the channels at each position) or `frn` (whose threshold is there where ReLU was fused). Layer and RMS
+    norm become `layer`, `rms` or `dynamic_tanh`. Group norms stay as they are under `group`, unless num_groups= asks
+    for others.
 
     Args:
         model: any module.
@@ -66,7 +68,8 @@ def convert(
         in the model is not in it.
 
     Raises:
-        InputError: an unknown name, or no batch in batches.
+        InputError: no module, an unknown name, or no batch in batches.
+        TypeError: an option that the new layers do not have.
         Exception: what the model raises on a batch; the model is as it was.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -74,15 +77,15 @@ def convert(
     convert: 1 changed, 0 left
       1  GroupNorm(2, 8, eps=1e-05, affine=True, bias=True)
     """
-    if to not in {*CHANNELS, *ROWS}:
-        raise unknown("norm", to, dict.fromkeys((*CHANNELS, *ROWS)))
-    if to == "ghost" and "ghost_size" not in options:
-        raise InputError("ghost norm needs the size of its sub-batches: pass ghost_size=")
+    check_to(to, options)
     check_model(model)
     outcome = Outcome("convert", model)
     fits = [_Fit(name, layer, to, options) for name, layer in layers_of(model, NORMS)]
     for fit, residual in zip(fits, _with_residuals(model, fits), strict=True):
         fit.refuse(_why_not(model, fit.layer, to, residual, fitted=batches is not None))
+        fit.refuse(_why_not_again(fit.layer, to, options))
+    if not fits:
+        outcome.note = "the model has no norm that is known"
     with whole_or_nothing(model):
         if batches is None:
             for fit in fits:
@@ -96,7 +99,7 @@ def convert(
             if batches is not None:
                 outcome.errors[fit.name] = fit.solve()
             fit.finish()
-            outcome.done[fit.name] = repr(fit.layer).partition("\n")[0]
+            outcome.done[fit.name] = repr(fit.layer).partition("\n")[0] + _regrouped(fit.layer, options)
     return outcome
 
 
@@ -106,10 +109,12 @@ class _Fit:
     def __init__(self, name: str, layer: Any, to: str, options: dict[str, Any]) -> None:
         self.name, self.layer, self.to, self.options = name, layer, to, options
         self.new: Any = None
+        self._plain: Any = None  # the same without affine map and activation
         self.why: str | None = None
         self._seen: Seen | None = None
         self._comoments: Comoments | None = None
         self._values: dict[str, Tensor] = {}
+        self._reference: Any = None  # of virtual batch norm
 
     def refuse(self, why: str | None) -> None:
         """Leave the layer, for the first reason there is."""
@@ -130,6 +135,10 @@ class _Fit:
             self.refuse(str(why))
             return
         self.new, self._plain = made
+        if self.to == "virtual":
+            self.refuse(None if fitted else "virtual batch norm needs a reference batch: pass batches")
+        if self.to == "frn":
+            self._plain.register_parameter("threshold", None)
         if self.running:
             _copy_running(self.layer, self.new)
             _copy_running(self.layer, self._plain)
@@ -154,6 +163,8 @@ class _Fit:
             self.build(seen, fitted=True)
         if self.why is not None:
             return
+        if self.to == "virtual":
+            self._refer(x)
         if self.to in BATCH and self.running:
             return
         old = copy.copy(self.layer)
@@ -163,6 +174,14 @@ class _Fit:
         features = range(x.dim())[-len(self.layer.normalized_shape) :] if is_of_rows(self.layer) else [1]
         chunk = Comoments.of(z, y, [axis for axis in range(x.dim()) if axis not in features])
         self._comoments = chunk if self._comoments is None else self._comoments.merge(chunk)
+
+    def _refer(self, x: Tensor) -> None:
+        """Give the new layer its reference: of the first batch, however often it is built."""
+        if self._reference is None:
+            self._plain.set_reference(x)
+            self._reference = self._plain.saved_reference()
+        for layer in (self.new, self._plain):
+            layer.restore_reference(*self._reference)
 
     def solve(self) -> float:
         """Find the new layer's values; the error, which is 0 where the old ones go on to hold."""
@@ -218,7 +237,7 @@ def _observe(model: nn.Module, fits: list[_Fit], batches: Iterable[Any], run: Ca
     with undisturbed(model):
         for fit in fits:
             fit.layer.register_forward_pre_hook(hook(fit), with_kwargs=True)
-        for batch in batches:
+        for batch in each(batches):
             run(batch)
             count += 1
     if count == 0:
@@ -229,7 +248,6 @@ def _why_not(model: nn.Module, layer: nn.Module, to: str, residual: bool, *, fit
     """Why a layer cannot become another, whatever that is."""
     own = {id(p) for p in layer.parameters()}
     shared = sum(id(p) in own for m in model.modules() for p in vars(m)["_parameters"].values()) > len(own)
-    takes_residual = to in BATCH or to in MIXED
     refusals = {
         "it must know its channels: run a batch first": isinstance(layer, LazyModuleMixin),
         f"{type(layer).__name__} has a forward of its own": not has_known_forward(layer),
@@ -238,9 +256,26 @@ def _why_not(model: nn.Module, layer: nn.Module, to: str, residual: bool, *, fit
         "its parameters are another layer's too, which no fit can serve": fitted and shared,
         "its switches or its domains have no place in another norm": isinstance(layer, Tracked)
         and (not layer.tracking.plain or bool(layer.domains)),
-        "it is called with a residual, which the new norm does not take": residual and not takes_residual,
+        "it is called with a residual, which the new norm does not take": residual
+        and to not in TAKE_RESIDUALS,
     }
     return next((why for why, holds in refusals.items() if holds), None)
+
+
+def _why_not_again(layer: Any, to: str, options: dict[str, Any]) -> str | None:
+    """Why a group norm stays as it is."""
+    if to != "group" or not isinstance(layer, nn.GroupNorm):
+        return None
+    asked = options.get("num_groups", layer.num_groups)
+    return f"it is a group norm already, of {layer.num_groups} groups" if asked == layer.num_groups else None
+
+
+def _regrouped(layer: Any, options: dict[str, Any]) -> str:
+    """A word on a number of groups that is not the one that was asked for."""
+    asked = options.get("num_groups")
+    if asked is None or not isinstance(layer, nn.GroupNorm) or layer.num_groups == asked:
+        return ""
+    return f", for {asked} groups of two or more do not divide its channels"
 
 
 def _with_residuals(model: nn.Module, fits: list[_Fit]) -> list[bool]:

@@ -11,16 +11,21 @@ from torch import Tensor, nn
 from normkit.errors import InputError
 
 LIVELY = 0.9  # of the diversity that predictions have by the first weights and biases
-MEMORY = 0.9  # weight of the batches before, in the mean prediction
+SURE = 0.9  # the probability from which on the first weights and biases are sure of a class
+FAITHFUL = 0.91  # of the samples that they are sure of, those that go on to be of that class
+FEWEST = 10  # samples that say something about it
+MEMORY = 0.9  # weight of the batches before, in the mean prediction and in these counts
 
 
 class EntropyDescent:
-    r"""Steps of Adam down the mean entropy of predictions, and a watch over their diversity.
+    r"""Steps of Adam down the mean entropy of predictions, and a watch over what becomes of them.
 
     .. math:: L = - \frac{1}{N} \sum_n \sum_k p_{nk} \log p_{nk}
 
     The loss has trivial minima, in which every sample is of one class. There the mean prediction has little entropy,
-    so that is compared with the one that the first weights and biases give on the same batches.
+    so that is compared with the one that the first weights and biases give on the same batches. On the way there, or
+    to classes that are as many and mean something else, samples change their class of which these were sure, which
+    those seldom do that are corrected; so these are counted.
 
     Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization", 2021.
     """
@@ -28,13 +33,17 @@ class EntropyDescent:
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
         if not parameters:
             raise InputError("minimize_entropy moves weights and biases of norms, and these have none")
-        if not lr > 0:
+        if not isinstance(lr, (int, float)) or not lr > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"lr must be positive, got {lr}")
         self.parameters = list(parameters)
         self._first = [p.detach().clone() for p in self.parameters]
         self._optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self.reference: object = None  # the output for the next batch, by the first parameters
         self._predicted: list[Tensor] = []  # sums (K) by the first parameters, and by the present ones
+        self._sure, self._kept = (
+            0.0,
+            0.0,
+        )  # samples that the first are sure of, and that are of the same class now
         self.entropies: list[tuple[float, float]] = []  # of each batch, by the same two
 
     def step(self, run: Callable[[], object]) -> None:
@@ -49,12 +58,25 @@ class EntropyDescent:
             loss = _mean_entropy(now)
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         self.entropies.append((_mean_entropy(first).item(), loss.item()))
-        self._watch(first, now.detach())
+        self._watch_diversity(first, now.detach())
+        self._watch_classes(first, now.detach())
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self._optimizer.step()
 
-    def _watch(self, *log_predictions: Tensor) -> None:
+    def _watch_classes(self, first: Tensor, now: Tensor) -> None:
+        highest, before = first.max(0)
+        sure = highest.exp() > SURE
+        self._sure = MEMORY * self._sure + sure.sum().item()
+        self._kept = MEMORY * self._kept + (sure & (now.argmax(0) == before)).sum().item()
+        if self._sure > FEWEST and not self._kept >= FAITHFUL * self._sure:
+            raise InputError(
+                f"predictions must stay what the model was sure of, but by batch {len(self.entropies)} "
+                f"{1 - self._kept / self._sure:.0%} of these are other ones: take a smaller lr, larger batches, or no "
+                "minimize_entropy"
+            )
+
+    def _watch_diversity(self, *log_predictions: Tensor) -> None:
         sums = [p.double().exp().sum(1) for p in log_predictions]
         known = self._predicted or [torch.zeros_like(total) for total in sums]
         self._predicted = [MEMORY * old + new for old, new in zip(known, sums, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,29 @@ from torch.nn.utils.rnn import PackedSequence
 from normkit.errors import InputError
 
 Forward = Callable[[Any], Any]
+
+
+def each(batches: Iterable[object]) -> Iterator[object]:
+    """The batches, one after another.
+
+    Raises:
+        InputError: one batch, or nothing that batches come out of.
+    """
+    if isinstance(batches, (Tensor, PackedSequence, Mapping)):
+        what = (
+            f"one tensor, {list(batches.shape)}"
+            if isinstance(batches, Tensor)
+            else f"one {type(batches).__name__}"
+        )
+        raise InputError(
+            f"batches must be several, as a data loader gives them, got {what}: put it in a list"
+        )
+    if isinstance(batches, (str, nn.Module)) or not isinstance(batches, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"batches must be a data loader, or a list of batches, got {type(batches).__name__}: see forward= for "
+            "how each goes into the model"
+        )
+    return iter(batches)
 
 
 def feeder(model: nn.Module, forward: Forward | None) -> Forward:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normkit.errors import InputError
 from normkit.surgery.passes import evaluate
 from normkit.surgery.restore import whole_or_nothing
+from normkit.surgery.walk import check_module
 
 
 @dataclass
@@ -60,8 +61,7 @@ def check_model(model: nn.Module) -> None:
     Raises:
         InputError: no module, or one that is compiled.
     """
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if "_orig_mod" in vars(model).get("_modules", {}):
         raise InputError(
             "model must be as it was written, got a compiled one: change it first, compile it after"

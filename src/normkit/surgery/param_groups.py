@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from normkit.errors import InputError
 from normkit.norms.conditional import Conditional
 from normkit.norms.dynamic_tanh import DynamicTanh
+from normkit.surgery.walk import check_module
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Conditional, DynamicTanh)
 
@@ -32,7 +33,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         One group with the decay and one without, as far as they have parameters, in the order of the model.
 
     Raises:
-        InputError: a weight decay that is negative or not finite.
+        InputError: no module; a weight decay that is negative or not finite.
 
     Zhang et al., "Three Mechanisms of Weight Decay Regularization", 2019.
 
@@ -40,7 +41,8 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
     [(1, 0.01), (3, 0.0)]
     """
-    if not 0 <= weight_decay < math.inf:
+    check_module(model)
+    if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"weight_decay must be 0 or more and finite, got {weight_decay}")
     decays: dict[nn.Parameter, bool] = {}
     for parameter, decay in _all(model):

@@ -13,7 +13,7 @@ from normkit.errors import InputError, unknown
 from normkit.norms.batch_renorm import _BatchRenorm  # pyright: ignore[reportPrivateUsage]
 from normkit.statistics import Estimator
 from normkit.surgery.convergence import Evidence, batches_needed, gap, movement
-from normkit.surgery.feed import Forward, feeder
+from normkit.surgery.feed import Forward, each, feeder
 from normkit.surgery.observe import Site, observable_layers, observed
 from normkit.surgery.restore import Saved, Undoable, kept
 from normkit.surgery.survey import ESTIMATORS, Survey
@@ -102,6 +102,7 @@ def recalibrate(
     forward: Forward | None = None,
     estimator: Literal["exact", "cumulative", "exponential", "random"] = "exact",
     tolerance: float = 0.02,
+    until: Literal["all", "enough"] = "all",
     process_group: processes.Group = None,
     generator: torch.Generator | None = None,
 ) -> Recalibration:
@@ -127,15 +128,17 @@ def recalibrate(
         estimator: "exact"; "cumulative", the average over the batches' statistics; "exponential", their moving
             average by the layer's momentum (0.1 where that is None); "random", those of one batch, which is drawn.
         tolerance: which error of the statistics is small enough, in standard deviations of a layer's input.
-        process_group: processes that bring batches of their own, as many as each has; for "exact" alone.
+        until: "all" batches were seen, or they are "enough", by the tolerance, and go on to be in two more.
+        process_group: processes that bring batches of their own, as many as each has; all of these count for "exact"
+            and "cumulative", and "random" draws from all; "exponential" goes by an order that they do not have.
         generator: draws the batch of "random".
 
     Returns:
         A table of what moved and how far, an estimate of the error, and `undo()`.
 
     Raises:
-        InputError: no batch norm with running statistics, no batch, a batch of unknown structure or with values that
-            are not finite; another estimator.
+        InputError: no module, no batch norm with running statistics, no batch, a batch of unknown structure or with
+            values that are not finite; another estimator.
         ProcessError: another process of the group failed.
 
     Ioffe and Szegedy 2015, algorithm 2; Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.
@@ -147,7 +150,7 @@ def recalibrate(
     >>> net[0].running_mean.item()
     0.0
     """
-    _check(estimator, tolerance, process_group)
+    _check(estimator, tolerance, process_group, until)
     layers, left = observable_layers(model)
     seed = int(torch.randint(2**62, (), generator=generator)) if estimator == "random" else 0
     survey = Survey(estimator, tolerance, seed)
@@ -155,9 +158,11 @@ def recalibrate(
     try:
         with kept(model, training=layers.values()), observed(layers, survey.take), torch.no_grad():
             run = feeder(model, forward)
-            for batch in batches:
+            for batch in each(batches):
                 run(batch)
                 survey.end_batch()
+                if until == "enough" and survey.lastingly_enough:
+                    break
     except Exception as error:
         failure = error
     if processes.several(process_group):
@@ -176,15 +181,22 @@ def recalibrate(
     return Recalibration(saved, rows, left, survey.batches, tolerance, survey.enough_after)
 
 
-def _check(estimator: str, tolerance: float, process_group: processes.Group) -> None:
+def _check(estimator: str, tolerance: float, process_group: processes.Group, until: str) -> None:
     processes.check_group(process_group)
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
-    if not tolerance > 0:
+    if not isinstance(tolerance, (int, float)) or not tolerance > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"tolerance must be positive, in standard deviations, got {tolerance}")
-    if process_group is not None and estimator != "exact":
+    if process_group is not None and estimator == "exponential":
         raise InputError(
-            f"estimator {estimator!r} goes by an order of batches, which processes do not have: use 'exact'"
+            "estimator 'exponential' goes by an order of batches, which processes do not have: use 'exact', "
+            "'cumulative' or 'random'"
+        )
+    if until not in ("all", "enough"):
+        raise unknown("until", until, ("all", "enough"))
+    if process_group is not None and until == "enough":
+        raise InputError(
+            "until='enough' would stop processes at different batches: bring as many as are enough"
         )
 
 

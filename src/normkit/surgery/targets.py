@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
-from normkit.errors import InputError
+from normkit.errors import InputError, unknown
 from normkit.kernels.composed import ACTIVATIONS
 from normkit.norms import (
     adaptive_batch_norm,
@@ -16,10 +18,12 @@ from normkit.norms import (
     batch_renorm,
     ghost_batch_norm,
     inputs,
+    virtual_batch_norm,
 )
 from normkit.norms import instance_norm as instance
 from normkit.norms import switch_norm as switch
 from normkit.norms.dynamic_tanh import DynamicTanh
+from normkit.norms.filter_response_norm import FilterResponseNorm
 from normkit.norms.group_norm import GroupNorm
 from normkit.norms.layer_norm import LayerNorm
 from normkit.norms.rms_norm import RMSNorm
@@ -49,6 +53,11 @@ MIXED: dict[str, _Kinds] = {
         batch_instance_norm.BatchInstanceNorm3d,
     ),
 }
+VIRTUAL: _Kinds = (
+    virtual_batch_norm.VirtualBatchNorm1d,
+    virtual_batch_norm.VirtualBatchNorm2d,
+    virtual_batch_norm.VirtualBatchNorm3d,
+)
 _INSTANCE: _Kinds = (instance.InstanceNorm1d, instance.InstanceNorm2d, instance.InstanceNorm3d)
 _IN_SPACE = (
     (1, (nn.BatchNorm1d, nn.InstanceNorm1d)),
@@ -56,8 +65,15 @@ _IN_SPACE = (
     (3, (nn.BatchNorm3d, nn.InstanceNorm3d)),
 )
 # For norms of channels, and for norms of rows.
-CHANNELS = (*BATCH, *MIXED, "group", "layer", "instance", "rms")
+CHANNELS = (*BATCH, *MIXED, "virtual", "group", "layer", "instance", "rms", "frn")
 ROWS = ("layer", "rms", "dynamic_tanh")
+TAKE_RESIDUALS = (*BATCH, *MIXED, "virtual")
+_OTHERS: dict[str, tuple[type[nn.Module], ...]] = {
+    "virtual": VIRTUAL[:1], "group": (GroupNorm,), "layer": (LayerNorm,), "instance": _INSTANCE[:1], "rms": (RMSNorm,),
+    "frn": (FilterResponseNorm,), "dynamic_tanh": (DynamicTanh,),
+}  # fmt: skip
+# What the old layer says, and no option does.
+_TAKEN = "self num_features num_channels normalized_shape eps affine elementwise_affine bias activation device dtype"
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,33 @@ def is_of_rows(layer: nn.Module) -> bool:
     return isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and not isinstance(layer, ChannelRMSNorm)
 
 
+def check_to(to: str, options: dict[str, Any]) -> None:
+    """Whether this is the name of a kind, and these are options of it.
+
+    Raises:
+        InputError: an unknown name; a missing option; a number of groups that is none.
+        TypeError: an option that the kind does not have.
+    """
+    if not isinstance(to, str) or to not in {*CHANNELS, *ROWS}:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise unknown("norm", to, dict.fromkeys((*CHANNELS, *ROWS)))
+    if to == "ghost" and "ghost_size" not in options:
+        raise InputError("ghost norm needs the size of its sub-batches: pass ghost_size=")
+    kind = {**BATCH, **MIXED, **_OTHERS}[to][0]
+    known = [
+        name for name in signature(kind).parameters if name not in _TAKEN.split() or name == "num_groups"
+    ]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{to} norm got an unexpected keyword argument {name!r}: {_choice(known)}")
+    groups = options.get("num_groups", 1)
+    if not isinstance(groups, int) or groups < 1:
+        raise InputError(f"num_groups must be a whole number from 1 on, got {groups!r}")
+
+
+def _choice(names: Iterable[str]) -> str:
+    return f"choose from {', '.join(names)}" if names else "it has no options"
+
+
 def build(
     layer: Any,
     to: str,
@@ -137,16 +180,15 @@ def build(
     if to == "dynamic_tanh":
         raise InputError("dynamic tanh scales the last axes, and follows layer and RMS norms alone")
     channels = _channels(layer)
+    if to == "frn":
+        return _of_responses(channels, seen, common, affine, activation)
     common.update(activation=activation)
     if to == "rms":
         _check_group(to, channels, certain=True)
         return ChannelRMSNorm(channels, elementwise_affine=affine, **common)
     common.update(affine=affine)
     if to in ("group", "layer"):
-        most = 1 if to == "layer" else common.pop("num_groups", 32)
-        groups = max(
-            g for g in range(1, channels + 1) if channels % g == 0 and g <= max(min(most, channels // 2), 1)
-        )
+        groups = 1 if to == "layer" else groups_of(channels, common.pop("num_groups", 32))
         _check_group(to, channels // groups * seen.positions, certain=True)
         return GroupNorm(groups, channels, **common)
     if seen.axes is None and to != "sync":
@@ -156,9 +198,36 @@ def build(
         _check_group(to, seen.positions, certain=seen.axes == 0 or seen.axes is None or seen.axes > 1)
     if to == "instance":
         return _INSTANCE[index](channels, **common)
+    if to == "virtual":
+        return VIRTUAL[index](channels, **common)
     if getattr(layer, "momentum", None) is not None or hasattr(layer, "running_mean"):
         common.update(momentum=layer.momentum)
     return {**BATCH, **MIXED}[to][index](channels, **common)
+
+
+def groups_of(channels: int, most: int) -> int:
+    """The most groups that divide the channels into groups of two or more.
+
+    >>> groups_of(12, 8)
+    6
+    """
+    return max(
+        g for g in range(1, channels + 1) if channels % g == 0 and g <= max(min(most, channels // 2), 1)
+    )
+
+
+def _of_responses(
+    channels: int, seen: Seen, common: dict[str, Any], affine: bool, activation: str | None
+) -> nn.Module:
+    """Filter response norm, whose threshold at 0 is ReLU; one that cuts nothing off where there was no activation."""
+    if activation not in (None, "relu"):
+        raise InputError(f"filter response norm has a threshold for an activation, and {activation} is none")
+    if not common.get("learn_eps"):
+        several = seen.axes is not None and seen.axes > 1
+        _check_group("frn", seen.positions, certain=several or seen.axes in (None, 0))
+    del common["bias"]
+    common.setdefault("threshold", activation is not None)
+    return FilterResponseNorm(channels, affine=affine, **common)
 
 
 def _channels(layer: Any) -> int:

@@ -19,10 +19,27 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def layers_of(
     model: nn.Module, kind: type[_Module] | tuple[type[_Module], ...]
 ) -> Iterator[tuple[str, _Module]]:
-    """Each layer of a kind, or of several, once, by its first name; the model itself, named "", if it is one."""
+    """Each layer of a kind, or of several, once, by its first name; the model itself, named "", if it is one.
+
+    Raises:
+        InputError: no module.
+    """
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, kind):
             yield name, module
+
+
+def check_module(model: object) -> None:
+    """Whether this is a model at all.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(model, nn.Module):
+        held = f"got {'the class ' + model.__name__ if isinstance(model, type) else type(model).__name__}"
+        remedy = ": load it into the model" if isinstance(model, dict) else ""
+        raise InputError(f"model must be a torch.nn.Module, {held}{remedy}")
 
 
 RunningNorm: TypeAlias = _NormBase | RecurrentBatchNorm  # a norm with running statistics, or places for them
