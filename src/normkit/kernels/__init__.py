@@ -305,11 +305,7 @@ def mixed(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int] | None:
-<<<<<<< HEAD
-    """Norm of x (N, C, *) by statistics of channels, of samples and of the batch, mixed: y; the batch's; count.
-=======
-    """Norm of x (N, C, *) by mixed statistics, of its samples' channels, its samples and the batch: y; the batch's; count.
->>>>>>> 481c711 (Tests: kernels of mixtures against the specification and torch operations; sanitizers)
+    """Norm of x (N, C, *) by mixed statistics, of samples, their channels and the batch: y; the batch's; count.
 
     The mixture is "switched" by logits of its parts, or "interpolated" by gates of channels; known statistics (C) are
     the batch's, where there are any. None where torch operations must see what happens, as `combined` lets them, with
