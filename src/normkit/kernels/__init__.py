@@ -260,9 +260,8 @@ def blended(
     """
     tensors = x, known_mean, known_var, weight, bias, residual, share
     recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-    if recorded or not is_plain(x) or _choose(x, weight, bias, residual) is composed:
+    if recorded or compiled is None or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
         return None
-    assert compiled is not None
     return compiled.blended(
         x, known_mean, known_var, float(share), weight, bias, eps, activation, residual, mask, per_sample
     )
@@ -282,8 +281,9 @@ def renorm(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
-    fused = is_plain(x) and _choose(x, weight, bias, residual) is not composed
-    if _renorm is None or not fused or isinstance(r_max, Tensor) or isinstance(d_max, Tensor):
+    numbers = not isinstance(r_max, Tensor) and not isinstance(d_max, Tensor)
+    unseen = compiled is not None and not compiled.is_watched()
+    if _renorm is None or not (numbers and unseen) or _choose(x, weight, bias, residual) is composed:
         return composed.renorm(
             x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
         )
@@ -312,7 +312,7 @@ def mixed(
 
         combine(mean, var, count, *known, *shares, weight, bias) -> mean, var, weight, bias
     """
-    if _mixed is None or not is_plain(x) or _choose(x, weight, bias, residual) is composed:
+    if compiled is None or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
         return None
     known_mean, known_var = known
     if known_mean is None or known_var is None:
@@ -323,6 +323,7 @@ def mixed(
         statistics = known_mean.contiguous(), known_var.contiguous()
     if any(share.dtype != shares[0].dtype for share in shares):
         return None
+    assert _mixed is not None
     return _mixed.mixed(
         x, mixture, combine, statistics, shares, weight, bias, eps, activation, residual, mask
     )
@@ -344,7 +345,10 @@ def update_running(
 ) -> None:
     """Move running statistics (C) in place towards the rows of stats; see `statistics.update_running_`."""
     arguments = momentum, num_batches_tracked, num_batches_skipped
-    if _traced(running_mean):
+    if is_plain(running_mean) and running_var.dtype == running_mean.dtype:  # most often, and soon found out
+        assert compiled is not None
+        compiled.update_running(running_mean, running_var, stats, count, *arguments)
+    elif _traced(running_mean):
         number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
         torch.ops.normkit.update_running(running_mean, running_var, stats, number, counts, *arguments)
     else:

@@ -83,7 +83,8 @@ def adaptive_batch_norm(
     affine = Affine(weight, bias, eps, activation, residual, mask)
     mixing.check(name, input, *running, affine, training=False)
     check_prior(prior)
-    affine = affine._replace(mask=inputs.expand_mask(mask, input))
+    if mask is not None:
+        affine = affine._replace(mask=inputs.expand_mask(mask, input))
     if per_sample:
         share = share_of(1, prior)
         fused = None if affine.each else kernels.blended(input, *running, share, *affine, per_sample=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normkit import kernels, processes
-from normkit.kernels.recomputation import recall, recomputing
+from normkit.kernels.recomputation import recall, recall_once, recomputing
 from normkit.norms import inputs, tracking
 from normkit.norms.batch_moments import by_given, normalize
 from normkit.norms.batch_norm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -188,6 +189,11 @@ class _BatchRenorm(_BatchNorm):
         if isinstance(r_max, float) and (r_max, d_max) == (1, 0):
             return super()._by_batch(input, running, affine, group, layer)
         return _corrected(input, running.mean, running.var, r_max, d_max, affine, group, layer)
+
+    def _recalled(self, now: Running, kept: Running) -> Iterable[Tensor]:
+        """The kernels make r and d at once, and keep nothing that they are made of."""
+        at_once = self._statistics() == "batch" and kernels.is_plain(now.mean)
+        return recall_once(now, kept) if at_once else super()._recalled(now, kept)
 
     def _limits(self, steps: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
         """r_max and d_max after so many steps: 1 and 0 during the warm-up, then growing linearly."""

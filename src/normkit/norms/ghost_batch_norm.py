@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -131,10 +131,15 @@ def _counts(x: Tensor, ghost_size: int, values: int, mask: Tensor | None) -> Ten
     if mask is not None:
         return _cut(mask.unsqueeze(-1).flatten(1), ghost_size).sum((1, 2))
     samples = x.shape[0]
-    if kernels.is_plain(x):  # sizes are numbers: one operation instead of four
-        return torch.tensor([min(ghost_size, samples - i) * values for i in range(0, samples, ghost_size)])
+    if kernels.is_plain(x):  # sizes are numbers
+        return _counts_of(samples, ghost_size, values)
     starts = torch.arange(0, samples, ghost_size, device=x.device)
     return (samples - starts).clamp(max=ghost_size) * values
+
+
+@lru_cache(maxsize=256)  # a tensor takes longer to make than a small batch to normalize; nobody changes it
+def _counts_of(samples: int, ghost_size: int, values: int) -> Tensor:
+    return torch.tensor([min(ghost_size, samples - i) * values for i in range(0, samples, ghost_size)])
 
 
 def _pool_runs(

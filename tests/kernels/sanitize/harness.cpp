@@ -110,7 +110,7 @@ void channels(const Kernels& kernels) {
         blend(call, buffers);
     }
     kernels.channels_forward(call);
-    call.corrected = nullptr;
+    if (chance(2)) call.corrected = nullptr;
     give_statistics(call);
     call.constant_statistics = chance(3);
     call.sums_stride = call.C;
