@@ -90,7 +90,8 @@ def batch_renorm(
     if not training:
         return by_given(input, running_mean, running_var, affine)
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
-    known = recall(running_mean), recall(running_var)
+    plain = kernels.is_plain(running_mean)
+    known = (running_mean, running_var) if plain else (recall(running_mean), recall(running_var))
     y, stats, count = _corrected(input, *known, r_max, d_max, affine, process_group, layer)
     if not recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
@@ -111,7 +112,8 @@ def _corrected(
     if not affine.each and not processes.several(group):
         return kernels.renorm(input, known_mean, known_var, r_max, d_max, *affine)
     rule = partial(kernels.correct, r_max, d_max, affine.eps)
-    tensors = {"known_mean": known_mean, "known_var": known_var}
+    # Part of a graph, and so copies: the running statistics move before the backward pass.
+    tensors = {"known_mean": known_mean.clone(), "known_var": known_var.clone()}
     return normalize(input, rule, tensors, affine, group, layer)
 
 
@@ -191,7 +193,7 @@ class _BatchRenorm(_BatchNorm):
         return _corrected(input, running.mean, running.var, r_max, d_max, affine, group, layer)
 
     def _recalled(self, now: Running, kept: Running) -> Iterable[Tensor]:
-        """The kernels make r and d at once, and keep nothing that they are made of."""
+        """r and d are made at once, and nothing of what they are made of is kept, unless it is copied."""
         at_once = self._statistics() == "batch" and kernels.is_plain(now.mean)
         return recall_once(now, kept) if at_once else super()._recalled(now, kept)
 

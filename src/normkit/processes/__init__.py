@@ -30,7 +30,7 @@ __all__ += [
     "runs_of_all",
     "several",
 ]
-__all__ += ["share", "unpacked"]
+__all__ += ["share", "total", "unpacked"]
 
 NOBODY = Layer(0, "a function")  # who calls without being a layer
 _made = itertools.count(1)
@@ -96,6 +96,14 @@ def runs_of_all(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The statistics of the sub-batches of all processes, from those of this one; see `runs`."""
     return gather_runs(line_of(_members(group)), layer, mean, var, counts)
+
+
+def total(group: Group, layer: Layer, number: int | Tensor, device: torch.device) -> int:
+    """The sum of a number over all processes of a group of several, in an exchange of its own."""
+    kept = torch.float32 if device.type == "mps" else torch.float64
+    own = torch.full((1, 1), float(number), dtype=kept, device=device)
+    numbers, _, _ = runs_of_all(group, layer, own, own, torch.ones(1, dtype=torch.int64, device=device))
+    return int(numbers.sum())
 
 
 def evaluates(group: Group, layer: Layer) -> None:
