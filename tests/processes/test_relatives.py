@@ -199,7 +199,7 @@ def by_reference(rank: int, group: Any, sizes: tuple[int, ...], dtype: torch.dty
     """A step on the reference batch, then one on another batch: their results, and the layer's state."""
     layer = nk.VirtualBatchNorm2d(5, dtype=torch.float64 if dtype == torch.float64 else None, process_group=group)
     results = {}
-    for offset, name in ((0.0, "reference"), (2.0, "other")):
+    for offset, name in ((3.0, "reference"), (5.0, "other")):
         batch = whole(rows=sum(sizes), dtype=dtype, offset=offset)
         batch = batch if group is None else cut(batch, sizes, rank)
         layer.taking_reference = name == "reference"
