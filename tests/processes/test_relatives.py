@@ -197,7 +197,9 @@ def test_processes_at_other_steps_disagree(two: Ranks) -> None:
 
 def by_reference(rank: int, group: Any, sizes: tuple[int, ...], dtype: torch.dtype, mask: bool) -> Any:
     """A step on the reference batch, then one on another batch: their results, and the layer's state."""
-    layer = nk.VirtualBatchNorm2d(5, dtype=torch.float64 if dtype == torch.float64 else None, process_group=group)
+    layer = nk.VirtualBatchNorm2d(
+        5, dtype=torch.float64 if dtype == torch.float64 else None, process_group=group
+    )
     results = {}
     for offset, name in ((3.0, "reference"), (5.0, "other")):
         batch = whole(rows=sum(sizes), dtype=dtype, offset=offset)

@@ -260,7 +260,12 @@ def blended(
     """
     tensors = x, known_mean, known_var, weight, bias, residual, share
     recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-    if recorded or compiled is None or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
+    if (
+        recorded
+        or compiled is None
+        or compiled.is_watched()
+        or _choose(x, weight, bias, residual) is composed
+    ):
         return None
     return compiled.blended(
         x, known_mean, known_var, float(share), weight, bias, eps, activation, residual, mask, per_sample
@@ -281,9 +286,14 @@ def renorm(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
-    numbers = not isinstance(r_max, Tensor) and not isinstance(d_max, Tensor)
-    unseen = compiled is not None and not compiled.is_watched()
-    if _renorm is None or not (numbers and unseen) or _choose(x, weight, bias, residual) is composed:
+    seen = compiled is None or compiled.is_watched()
+    if (
+        _renorm is None
+        or seen
+        or isinstance(r_max, Tensor)
+        or isinstance(d_max, Tensor)
+        or _choose(x, weight, bias, residual) is composed
+    ):
         return composed.renorm(
             x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
         )

@@ -35,7 +35,7 @@ def recall_once(now: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tenso
     """
     if recomputing():
         return kept
-    torch._foreach_copy_(list(kept), list(now))  # in one operation
+    torch._foreach_copy_(list(kept), list(now))  # in one operation  # pyright: ignore
     return now
 
 

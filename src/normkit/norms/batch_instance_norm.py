@@ -176,13 +176,13 @@ class _ClipTogether(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rho: Tensor, group: processes.Group, layer: processes.Layer) -> Tensor:
         ctx.save_for_backward(rho)
-        ctx.all = group, layer
+        ctx.group, ctx.layer = group, layer
         return rho.clamp(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (rho,), (gradient,) = ctx.saved_tensors, gradients
-        of_all = processes.summed(*ctx.all, gradient.detach())
+        of_all = processes.summed(ctx.group, ctx.layer, gradient.detach())
         return gradient.masked_fill(_outward(rho, of_all), 0), None, None
 
 

@@ -360,9 +360,7 @@ def renorm_backward(
     dresidual = None if residual is None else _output(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
-    _native.renorm_backward(
-        activation, eps, x, dy, residual, mask, stats, dx, dresidual, dweight, dbias
-    )
+    _native.renorm_backward(activation, eps, x, dy, residual, mask, stats, dx, dresidual, dweight, dbias)
     return dx, dweight, dbias, dresidual
 
 
