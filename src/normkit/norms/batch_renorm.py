@@ -186,10 +186,11 @@ class _BatchRenorm(_BatchNorm):
             return super()._by_batch(input, running, affine, group, layer)
         assert running is not None
         steps = running.num_batches_tracked
-        # Where a number costs nothing to read, the kernels take it as one.
-        r_max, d_max = self._limits(int(steps) if kernels.is_plain(input) else steps)
-        if isinstance(r_max, float) and (r_max, d_max) == (1, 0):
-            return super()._by_batch(input, running, affine, group, layer)
+        if kernels.is_plain(input):  # a number costs nothing to read there, and the kernels take it as one
+            steps = int(steps)
+            if steps < self.warmup:
+                return super()._by_batch(input, running, affine, group, layer)
+        r_max, d_max = self._limits(steps)
         return _corrected(input, running.mean, running.var, r_max, d_max, affine, group, layer)
 
     def _recalled(self, now: Running, kept: Running) -> Iterable[Tensor]:
