@@ -24,6 +24,7 @@ from normkit.kernels import composed
 from normkit.kernels.composed import Combine, Running
 from normkit.kernels.composed import correct as correct
 from normkit.kernels.recomputation import recomputing
+from normkit.kernels.runs import values_of_runs as values_of_runs
 
 try:
     from normkit.kernels import combined as _engine
@@ -53,9 +54,14 @@ def _no_way(*_: Any) -> None:
 
 
 # The short way of ordinary calls: y, or None where a call must go the long way, and nothing has been done.
-straight_channels, straight_groups, straight_rows = _no_way, _no_way, _no_way
+straight_channels = straight_ghosts = straight_blended = straight_groups = straight_rows = _no_way
 if _straight is not None and _ASKED == "compiled":
-    straight_channels, straight_groups, straight_rows = _straight.channels, _straight.groups, _straight.rows
+    straight_channels, straight_ghosts, straight_blended = (
+        _straight.channels,
+        _straight.ghosts,
+        _straight.blended,
+    )
+    straight_groups, straight_rows = _straight.groups, _straight.rows
 
 
 def explain(x: Tensor) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from normkit.norms.batch_moments import by_given, normalize
 from normkit.norms.batch_norm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from normkit.norms.mixing import Affine
 from normkit.norms.switched import check
-from normkit.norms.tracking import Running
+from normkit.norms.tracking import PREVIOUS, Running
 from normkit.statistics import update_running_
 
 
@@ -192,6 +192,20 @@ class _BatchRenorm(_BatchNorm):
                 return super()._by_batch(input, running, affine, group, layer)
         r_max, d_max = self._limits(steps)
         return _corrected(input, running.mean, running.var, r_max, d_max, affine, group, layer)
+
+    def _straight(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+    ) -> Tensor | None:
+        """During the warm-up."""
+        if running is None or not kernels.is_plain(input) or int(running[3]) > self.warmup:
+            return None
+        kept = [self._buffers[name] for name in PREVIOUS]
+        steps = recall_once((running[0], running[1], running[3]), kept)[2]  # pyright: ignore
+        if int(steps) >= self.warmup:  # of a recomputation, the step that it repeats
+            return None
+        return kernels.straight_channels(
+            input, weight, bias, self.eps, self.activation, residual, running, True
+        )
 
     def _recalled(self, now: Running, kept: Running) -> Iterable[Tensor]:
         """r and d are made at once, and nothing of what they are made of is kept, unless it is copied."""

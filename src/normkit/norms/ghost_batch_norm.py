@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -132,14 +132,9 @@ def _counts(x: Tensor, ghost_size: int, values: int, mask: Tensor | None) -> Ten
         return _cut(mask.unsqueeze(-1).flatten(1), ghost_size).sum((1, 2))
     samples = x.shape[0]
     if kernels.is_plain(x):  # sizes are numbers
-        return _counts_of(samples, ghost_size, values)
+        return kernels.values_of_runs(samples, ghost_size, values)
     starts = torch.arange(0, samples, ghost_size, device=x.device)
     return (samples - starts).clamp(max=ghost_size) * values
-
-
-@lru_cache(maxsize=256)  # a tensor takes longer to make than a small batch to normalize; nobody changes it
-def _counts_of(samples: int, ghost_size: int, values: int) -> Tensor:
-    return torch.tensor([min(ghost_size, samples - i) * values for i in range(0, samples, ghost_size)])
 
 
 def _pool_runs(
@@ -224,6 +219,13 @@ class _GhostBatchNorm(_BatchNorm):
         layer: processes.Layer,
     ) -> tuple[Tensor, Tensor, int | Tensor]:
         return _by_ghosts(input, self.ghost_size, affine)
+
+    def _straight(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+    ) -> Tensor | None:
+        return kernels.straight_ghosts(
+            input, self.ghost_size, weight, bias, self.eps, self.activation, residual, running
+        )
 
     def _track(self, stats: Tensor, count: int | Tensor, row: int | None = None) -> None:
         """Those of sub-batches, (rows, K, C), are this process's own so far."""

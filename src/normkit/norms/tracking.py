@@ -186,7 +186,7 @@ class Tracked(torch.nn.Module):
         now = self._running(Place(scope.domain, row))
         if not moves or "previous_running_mean" not in self._buffers:
             return now
-        kept = Running(*(self._buffers[name] for name in _PREVIOUS))  # pyright: ignore
+        kept = Running(*(self._buffers[name] for name in PREVIOUS))  # pyright: ignore
         if row is not None:
             kept = Running(*(buffer[row] for buffer in kept))
         return Running(*self._recalled(now, kept))
@@ -276,7 +276,7 @@ class Tracked(torch.nn.Module):
 
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_PREVIOUS = tuple(f"previous_{name}" for name in _BUFFERS)
+PREVIOUS = tuple(f"previous_{name}" for name in _BUFFERS)
 
 
 def moments_of(stats: Tensor, count: int | Tensor) -> list[Moments]:
