@@ -62,10 +62,11 @@ def test_ghosts_are_calls_of_their_own(shape, together, dtype, channels_last, wh
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_renorm_is_batch_norm_by_what_it_led_to(shape, dtype, channels_last, masked):
-    x, _, residual, mask, weight, bias = tensors(shape, dtype, channels_last)
+    x, dy, residual, mask, weight, bias = tensors(shape, dtype, channels_last)
     mask = mask if masked else None
     known = torch.full((shape[1],), 4.0), torch.linspace(0.5, 20, shape[1])
-    y, stats, corrected = cpu.renorm_forward(x, *known, 1.5, 0.4, weight, bias, EPS, 0, residual, mask)
+    y, made = cpu.renorm_forward(x, *known, 1.5, 0.4, weight, bias, EPS, 0, residual, mask)
+    stats, corrected = made[:3], made[3:]
     _, of_batch, _ = cpu.channels_forward(x, None, None, EPS, 0, None, mask)
     assert torch.equal(stats, of_batch)
     _, cache = reference.batch_renorm(
@@ -83,6 +84,13 @@ def test_renorm_is_batch_norm_by_what_it_led_to(shape, dtype, channels_last, mas
     assert torch.equal(corrected[3], bias.double() + weight.double() * corrected[1])
     again, _, _ = cpu.channels_forward(x, corrected[2], corrected[3], EPS, 0, residual, mask)
     assert torch.equal(y, again)
+    as_corrected = cpu.channels_backward(x, dy, stats, corrected[2], corrected[3], EPS, 0, residual, mask)
+    dx, dweight, dbias, dresidual = cpu.renorm_backward(x, dy, made, weight, bias, EPS, 0, residual, mask)
+    assert torch.equal(dx, as_corrected[0])
+    assert torch.equal(dresidual, as_corrected[3])
+    r, d, dgamma, dbeta = corrected[0], corrected[1], as_corrected[1], as_corrected[2]
+    assert torch.equal(dweight, (r * dgamma + d * dbeta).to(dtype))
+    assert torch.equal(dbias, dbeta.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

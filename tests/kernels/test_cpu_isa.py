@@ -12,7 +12,13 @@ import pytest
 from normkit.kernels import cpu
 
 HERE = Path(__file__).parent
-FAMILIES = ["test_cpu_channels.py", "test_cpu_rows.py", "test_cpu_groups.py", "test_cpu_rounding.py"]
+FAMILIES = [
+    "test_cpu_channels.py",
+    "test_cpu_rows.py",
+    "test_cpu_groups.py",
+    "test_cpu_mixtures.py",
+    "test_cpu_rounding.py",
+]
 WIDEST_FIRST = ["avx512", "avx2", "baseline"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from normkit.kernels import cpu
-from normkit.kernels.cpu import _native
+from normkit.kernels.cpu import _native, mixtures
 
 EPS = 1e-5
 
@@ -54,6 +54,15 @@ def everything(shape, dtype, channels_last):
     for groups in (1, C):
         y, stats = cpu.groups_forward(x, groups, weight, bias, EPS)
         yield from (y, stats, *cpu.groups_backward(x, dy, stats, weight, bias, EPS))
+    for kind, shares in enumerate(([torch.randn(3), torch.randn(3)], [torch.rand(C)])):
+        y, statistics, batch, _ = mixtures.mixture_forward(
+            kind, x, (None, None), shares, weight, bias, EPS, 1, residual, keep
+        )
+        yield from (y, statistics, batch)
+        *gradients, dshares, dweight, dbias = mixtures.mixture_backward(
+            kind, x, dy, statistics, batch, False, shares, weight, bias, EPS, 1, residual, keep
+        )
+        yield from (*gradients, *dshares, dweight, dbias)
     if not channels_last:
         M = x[0].numel()
         weight, bias = torch.randn(M).to(dtype), torch.randn(M).to(dtype)

@@ -16,6 +16,7 @@ import normkit as nk
 from normkit.errors import ProcessError
 from normkit.processes.line import line_of
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES = [(6, 6), (1, 11), (12, 0), (0, 12)]
 
 
@@ -60,7 +61,7 @@ def one_step(
 
 
 @pytest.mark.parametrize("mask", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "ghost"])
 def test_two_are_one(two: Ranks, kind: str, sizes: tuple[int, ...], dtype: torch.dtype, mask: bool) -> None:
@@ -72,7 +73,7 @@ def test_two_are_one(two: Ranks, kind: str, sizes: tuple[int, ...], dtype: torch
 
 
 @pytest.mark.parametrize("mask", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(6, 6), (2, 10), (8, 3), (12, 0), (0, 12)], ids=str)
 def test_ghosts_within_processes(two: Ranks, sizes: tuple[int, ...], dtype: torch.dtype, mask: bool) -> None:
     """Where the parts are multiples of the sub-batch, these are those of one process."""
@@ -192,3 +193,39 @@ def test_processes_at_other_steps_disagree(two: Ranks) -> None:
         assert isinstance(error, ProcessError)
         assert "step 0" in str(error)
         assert "step 1" in str(error)
+
+
+def by_reference(rank: int, group: Any, sizes: tuple[int, ...], dtype: torch.dtype, mask: bool) -> Any:
+    """A step on the reference batch, then one on another batch: their results, and the layer's state."""
+    layer = nk.VirtualBatchNorm2d(
+        5, dtype=torch.float64 if dtype == torch.float64 else None, process_group=group
+    )
+    results = {}
+    for offset, name in ((3.0, "reference"), (5.0, "other")):
+        batch = whole(rows=sum(sizes), dtype=dtype, offset=offset)
+        batch = batch if group is None else cut(batch, sizes, rank)
+        layer.taking_reference = name == "reference"
+        layer.zero_grad()
+        results[name] = step(layer, batch, residual=True, mask=mask)
+    return results
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(6, 6), (1, 11), (12, 0)], ids=str)
+def test_a_reference_batch_of_all(two: Ranks, sizes: tuple[int, ...], dtype: torch.dtype, mask: bool) -> None:
+    """Its size counts the samples of all processes, those of padding alone apart; what follows is local."""
+    expected, ranks = by_reference(0, None, sizes, dtype, mask), two(by_reference, sizes, dtype, mask)
+    for name, found in expected.items():
+        assert_equals_whole([rank[name] for rank in ranks], found)
+
+
+def without_samples(rank: int, group: Any) -> bool:
+    layer = nk.VirtualBatchNorm2d(5, process_group=group)
+    with pytest.raises(ValueError, match="a reference batch needs samples"):
+        layer.set_reference(torch.empty(0, 5, 2, 2))
+    return layer.has_reference
+
+
+def test_a_reference_batch_of_nothing_is_refused(two: Ranks) -> None:
+    assert two(without_samples) == [False, False]

@@ -35,6 +35,30 @@ def network() -> nn.Module:
     ).double()
 
 
+def relatives() -> nn.Module:
+    """Every relative of batch norm that shares statistics, in training by statistics of its own."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nk.GhostBatchNorm2d(8, 2, activation="relu"),
+        nn.Conv2d(8, 8, 3),
+        nk.BatchRenorm2d(8, warmup=0, r_steps=2, d_steps=2, r_max=1.5, d_max=0.5),
+        nn.Conv2d(8, 8, 1),
+        nk.SwitchNorm2d(8, activation="silu"),
+        nk.BatchInstanceNorm2d(8),
+        nn.Conv2d(8, 8, 1),
+        nk.VirtualBatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 6),
+        nk.AdaptiveBatchNorm1d(6),
+        nn.Linear(6, 6),
+        nk.BatchNorm1d(6, training_statistics="running", guard="nonfinite"),
+    ).double()
+
+
+NETWORKS = {"batch norm": network, "relatives": relatives}
+
+
 def data(step: int, rows: int) -> Tensor:
     generator = torch.Generator().manual_seed(step)
     return torch.randn(rows, 3, 8, 8, dtype=torch.float64, generator=generator)
@@ -42,24 +66,27 @@ def data(step: int, rows: int) -> Tensor:
 
 def train(model: nn.Module, rank: int, size: int, rows: int = 12) -> None:
     """Equal parts of each batch: then the mean of the processes' gradients is that of the batch."""
+    if any(isinstance(layer, nk.VirtualBatchNorm2d) for layer in model.modules()):
+        with nk.reference_batch(model), torch.no_grad():
+            model(data(STEPS, rows).chunk(size)[rank])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for i in range(STEPS):
         optimizer.zero_grad()
-        part = data(i, rows)[rank::size]
+        part = data(i, rows).chunk(size)[rank]
         (model(part) - 1).pow(4).mean().backward()
         optimizer.step()
 
 
-def data_parallel(rank: int, group: Any) -> dict[str, Tensor]:
-    model = nk.synchronize(network(), group)
+def data_parallel(rank: int, group: Any, kind: str) -> dict[str, Tensor]:
+    model = nk.synchronize(NETWORKS[kind](), group)
     wrapped = DistributedDataParallel(model, process_group=group)
     train(wrapped, rank, group.size())
     return model.state_dict()
 
 
-def sync_batch_norm(rank: int, group: Any) -> dict[str, Tensor]:
+def sync_batch_norm(rank: int, group: Any, kind: str) -> dict[str, Tensor]:
     """DistributedDataParallel takes our SyncBatchNorm on the CPU; torch's it refuses there."""
-    model = network()
+    model = NETWORKS[kind]()
     for i, channels in ((1, 8), (7, 6)):
         model[i] = nk.SyncBatchNorm(channels, process_group=group, dtype=torch.float64)
     nk.synchronize(model, group)
@@ -67,9 +94,9 @@ def sync_batch_norm(rank: int, group: Any) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def sharded(rank: int, group: Any) -> dict[str, Tensor]:
+def sharded(rank: int, group: Any, kind: str) -> dict[str, Tensor]:
     mesh = DeviceMesh.from_group(group, "cpu")
-    model = nk.synchronize(network(), group)
+    model = nk.synchronize(NETWORKS[kind](), group)
     for layer in model:
         if list(layer.parameters()):
             fully_shard(layer, mesh=mesh)
@@ -78,13 +105,22 @@ def sharded(rank: int, group: Any) -> dict[str, Tensor]:
     return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("way", [data_parallel, sync_batch_norm, sharded], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        (data_parallel, "batch norm"),
+        (data_parallel, "relatives"),
+        (sync_batch_norm, "batch norm"),
+        (sharded, "batch norm"),
+        (sharded, "relatives"),
+    ],
+)
 @pytest.mark.parametrize("size", ["two", "three"])
-def test_trains_as_one_process(size: str, way: Any, request: pytest.FixtureRequest) -> None:
+def test_trains_as_one_process(size: str, way: Any, kind: str, request: pytest.FixtureRequest) -> None:
     """In float64, some roundings grown by a few steps; without synchronizing, the first digits would differ."""
-    alone = network()
+    alone = NETWORKS[kind]()
     train(alone, 0, 1)
-    for state in request.getfixturevalue(size)(way, timeout=30):
+    for state in request.getfixturevalue(size)(way, kind, timeout=30):
         if isinstance(state, Exception):
             raise state
         for key, value in alone.state_dict().items():

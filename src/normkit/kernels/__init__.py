@@ -24,6 +24,7 @@ from normkit.kernels import composed
 from normkit.kernels.composed import Combine, Running
 from normkit.kernels.composed import correct as correct
 from normkit.kernels.recomputation import recomputing
+from normkit.kernels.runs import values_of_runs as values_of_runs
 
 try:
     from normkit.kernels import combined as _engine
@@ -53,9 +54,14 @@ def _no_way(*_: Any) -> None:
 
 
 # The short way of ordinary calls: y, or None where a call must go the long way, and nothing has been done.
-straight_channels, straight_groups, straight_rows = _no_way, _no_way, _no_way
+straight_channels = straight_ghosts = straight_blended = straight_groups = straight_rows = _no_way
 if _straight is not None and _ASKED == "compiled":
-    straight_channels, straight_groups, straight_rows = _straight.channels, _straight.groups, _straight.rows
+    straight_channels, straight_ghosts, straight_blended = (
+        _straight.channels,
+        _straight.ghosts,
+        _straight.blended,
+    )
+    straight_groups, straight_rows = _straight.groups, _straight.rows
 
 
 def explain(x: Tensor) -> str:
@@ -260,9 +266,13 @@ def blended(
     """
     tensors = x, known_mean, known_var, weight, bias, residual, share
     recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-    if recorded or not is_plain(x) or _choose(x, weight, bias, residual) is composed:
+    if (
+        recorded
+        or compiled is None
+        or compiled.is_watched()
+        or _choose(x, weight, bias, residual) is composed
+    ):
         return None
-    assert compiled is not None
     return compiled.blended(
         x, known_mean, known_var, float(share), weight, bias, eps, activation, residual, mask, per_sample
     )
@@ -282,8 +292,14 @@ def renorm(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
-    fused = is_plain(x) and _choose(x, weight, bias, residual) is not composed
-    if _renorm is None or not fused or isinstance(r_max, Tensor) or isinstance(d_max, Tensor):
+    seen = compiled is None or compiled.is_watched()
+    if (
+        _renorm is None
+        or seen
+        or isinstance(r_max, Tensor)
+        or isinstance(d_max, Tensor)
+        or _choose(x, weight, bias, residual) is composed
+    ):
         return composed.renorm(
             x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
         )
@@ -305,14 +321,14 @@ def mixed(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int] | None:
-    """Norm of x (N, C, *) by statistics of channels, of samples and of the batch, mixed: y; the batch's; count.
+    """Norm of x (N, C, *) by mixed statistics, of samples, their channels and the batch: y; the batch's; count.
 
     The mixture is "switched" by logits of its parts, or "interpolated" by gates of channels; known statistics (C) are
     the batch's, where there are any. None where torch operations must see what happens, as `combined` lets them, with
 
         combine(mean, var, count, *known, *shares, weight, bias) -> mean, var, weight, bias
     """
-    if _mixed is None or not is_plain(x) or _choose(x, weight, bias, residual) is composed:
+    if compiled is None or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
         return None
     known_mean, known_var = known
     if known_mean is None or known_var is None:
@@ -323,6 +339,7 @@ def mixed(
         statistics = known_mean.contiguous(), known_var.contiguous()
     if any(share.dtype != shares[0].dtype for share in shares):
         return None
+    assert _mixed is not None
     return _mixed.mixed(
         x, mixture, combine, statistics, shares, weight, bias, eps, activation, residual, mask
     )
@@ -344,7 +361,10 @@ def update_running(
 ) -> None:
     """Move running statistics (C) in place towards the rows of stats; see `statistics.update_running_`."""
     arguments = momentum, num_batches_tracked, num_batches_skipped
-    if _traced(running_mean):
+    if is_plain(running_mean) and running_var.dtype == running_mean.dtype:  # most often, and soon found out
+        assert compiled is not None
+        compiled.update_running(running_mean, running_var, stats, count, *arguments)
+    elif _traced(running_mean):
         number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
         torch.ops.normkit.update_running(running_mean, running_var, stats, number, counts, *arguments)
     else:

@@ -124,7 +124,12 @@ def _through(
 
 
 def again(
-    plain: Any, dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor | None, *parameters: Tensor
+    plain: Any,
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    *parameters: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """By torch operations, for a backward pass that is differentiated or has a batch of gradients at once."""
     combine, _, eps, per_sample, activation = plain

@@ -69,12 +69,12 @@ def blended(
     """Batch norm by statistics between known ones and those at hand, without a graph: y; moments at hand; count."""
     x = native(x)
     residual = None if residual is None else like(residual, x)
-    weight, bias, mask = (None if t is None else t.contiguous() for t in (weight, bias, mask))
+    weight, bias, mask = contiguous(weight), contiguous(bias), contiguous(mask)
     known = known_mean.contiguous(), known_var.to(known_mean.dtype).contiguous()
     code = cpu.ACTIVATIONS[activation]
     y, stats = cpu.blend_forward(x, *known, share, per_sample, weight, bias, eps, code, residual, mask)
     values = x.numel() // (x.shape[1] * (x.shape[0] if per_sample else 1))
-    return y, stats[:2], values if mask is None else mask.sum().double()
+    return y, stats, values if mask is None else mask.sum().double()
 
 
 def channels_given(
@@ -431,6 +431,11 @@ def _(dy: Tensor, stats: Tensor, kind: Kind, *arguments: Any) -> tuple[Tensor, .
 def native(x: Tensor) -> Tensor:
     """As it lies in memory where the kernels read it so, else a contiguous copy."""
     return x if x.is_contiguous() or cpu.native(x) else x.contiguous()
+
+
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """Contiguous, where it is there at all."""
+    return None if t is None else t.contiguous()
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:

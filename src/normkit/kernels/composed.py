@@ -153,7 +153,7 @@ def groups(
 def combined(
     x: Tensor,
     combine: Combine,
-    parameters: Sequence[Tensor],
+    parameters: Sequence[Tensor | None],
     eps: float,
     per_sample: bool,
     activation: str | None,

@@ -38,9 +38,8 @@ def mixed(
     """
     x = compiled.native(x)
     residual = None if residual is None else compiled.like(residual, x)
-    mask = None if mask is None else mask.contiguous()
-    plain = mixture, combine, known, eps, activation, mask
-    tensors = (None if t is None else t.contiguous() for t in (*shares, weight, bias))
+    plain = mixture, combine, known, eps, activation, compiled.contiguous(mask)
+    tensors = map(compiled.contiguous, (*shares, weight, bias))
     return _apply(plain, x, residual, *tensors)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,17 @@ def recall(now: Tensor, kept: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.ops.normkit.recall(now, kept)
     return _recall(now, kept)
+
+
+def recall_once(now: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same for a forward pass that is done with what it gets when it changes it: what stands there itself.
+
+    No compiler traces it.
+    """
+    if recomputing():
+        return kept
+    torch._foreach_copy_(list(kept), list(now))  # in one operation  # pyright: ignore
+    return now
 
 
 def _recall(now: Tensor, kept: Tensor | None) -> Tensor:

@@ -31,10 +31,10 @@ def renorm(
     residual: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
-    """The output; mean and biased variance of the channels in rows (3, C); their count."""
+    """The output; mean and biased variance of the channels in its first rows of C; their count."""
     x = compiled.native(x)
     residual = None if residual is None else compiled.like(residual, x)
-    weight, bias, mask = (None if t is None else t.contiguous() for t in (weight, bias, mask))
+    weight, bias, mask = map(compiled.contiguous, (weight, bias, mask))
     plain = known_mean.contiguous(), known_var.contiguous(), r_max, d_max, eps, activation
     y, stats = _apply(plain, x, weight, bias, residual, mask)
     return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
@@ -53,10 +53,8 @@ class _Renorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         mean, var, r_max, d_max, eps, activation = plain
         code = cpu.ACTIVATIONS[activation]
-        y, stats, corrected = cpu.renorm_forward(
-            x, mean, var, r_max, d_max, weight, bias, eps, code, residual, mask
-        )
-        ctx.save_for_backward(x, weight, bias, residual, mask, stats, corrected)
+        y, stats = cpu.renorm_forward(x, mean, var, r_max, d_max, weight, bias, eps, code, residual, mask)
+        ctx.save_for_backward(x, weight, bias, residual, mask, stats)
         ctx.plain = eps, activation
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
@@ -65,21 +63,16 @@ class _Renorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         dy = outputs[0]
-        x, weight, bias, residual, mask, stats, corrected = ctx.saved_tensors
+        x, weight, bias, residual, mask, stats = ctx.saved_tensors
         eps, activation = ctx.plain
         if dy is None:
             return (None,) * 6
         if torch.is_grad_enabled() or not _has_storage(dy):
-            return _again(dy, x, weight, bias, residual, mask, corrected, eps, activation)
-        r, d, gamma, beta = corrected
-        code = cpu.ACTIVATIONS[activation]
-        dx, dgamma, dbeta, dresidual = cpu.channels_backward(
-            x, compiled.like(dy, x), stats, gamma, beta, eps, code, residual, mask
+            return _again(dy, x, weight, bias, residual, mask, stats, eps, activation)
+        dx, dweight, dbias, dresidual = cpu.renorm_backward(
+            x, compiled.like(dy, x), stats, weight, bias, eps, cpu.ACTIVATIONS[activation], residual, mask
         )
-        assert dgamma is not None
-        assert dbeta is not None
-        dweight = None if weight is None else (r * dgamma + d * dbeta).to(weight.dtype)
-        return None, dx, dweight, None if bias is None else dbeta.to(bias.dtype), dresidual, None
+        return None, dx, dweight, dbias, dresidual, None
 
 
 _apply = applied(_Renorm)
@@ -92,13 +85,13 @@ def _again(
     bias: Tensor | None,
     residual: Tensor | None,
     mask: Tensor | None,
-    corrected: Tensor,
+    stats: Tensor,
     eps: float,
     activation: str | None,
 ) -> tuple[Tensor | None, ...]:
     """By torch operations, for a backward pass that is differentiated or has a batch of gradients at once."""
     differentiated = torch.is_grad_enabled()
-    r, d = corrected[0], corrected[1]
+    r, d = stats[3], stats[4]
     inputs = x, weight, bias, residual
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     with torch.enable_grad():

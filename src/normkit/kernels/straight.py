@@ -20,6 +20,7 @@ from torch.autograd.graph import increment_version
 from normkit.kernels import compiled, cpu
 from normkit.kernels.composed import Running
 from normkit.kernels.functions import applied
+from normkit.kernels.runs import values_of_runs
 
 
 def channels(
@@ -49,6 +50,57 @@ def channels(
     if _current_graph_task_id() != -1:  # see `recomputation.recomputing`
         running = None
     return _normalize("channels", x, weight, bias, residual, 0, eps, activation, running)
+
+
+def ghosts(
+    x: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    running: Running | None,
+) -> Tensor | None:
+    """Batch norm of each run of `size` samples, towards whose statistics the running ones move in turn."""
+    mean = var = None
+    if running is not None:
+        mean, var, momentum, batches = running
+        if momentum is None and batches is None:
+            return None
+    if not (eps > 0 and activation in cpu.ACTIVATIONS and _undisturbed()):
+        return None
+    if not cpu.plain_channels(x, residual, weight, bias, mean, var):
+        return None
+    samples, channels = x.shape[0], x.shape[1]
+    if samples % size == 1 and x.numel() == samples * channels:
+        return None
+    if _current_graph_task_id() != -1:
+        running = None
+    return _normalize("ghosts", x, weight, bias, residual, size, eps, activation, running)
+
+
+def blended(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    share: float,
+    per_sample: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor | None:
+    """Batch norm by statistics a share of the way from known ones to those at hand, where nothing is recorded."""
+    if is_grad_enabled() or not (eps > 0 and activation in cpu.ACTIVATIONS and _undisturbed()):
+        return None
+    if not cpu.plain_channels(x, residual, weight, bias, known_mean, known_var):
+        return None
+    code = cpu.ACTIVATIONS[activation]
+    return cpu.blend_forward(x, known_mean, known_var, share, per_sample, weight, bias, eps, code, residual)[
+        0
+    ]
 
 
 def groups(
@@ -118,13 +170,16 @@ def _normalize(
         return _apply(kind, x, weight, bias, residual, size, eps, activation, running)
     y, stats = compiled.forward(kind, x, weight, bias, residual, None, None, None, size, eps, activation)
     if running is not None:
-        _move(running, stats, x)
+        _move(running, stats, x, size)
     return y
 
 
-def _move(running: Running, stats: Tensor, x: Tensor) -> None:
+def _move(running: Running, stats: Tensor, x: Tensor, size: int) -> None:
     mean, var, momentum, batches = running
-    cpu.update_running(mean, var, stats, x.numel() // x.shape[1], momentum, batches)
+    count = x.numel() // x.shape[1]
+    if stats.dim() > 2:
+        count = values_of_runs(x.shape[0], size, count // x.shape[0])
+    cpu.update_running(mean, var, stats, count, momentum, batches)
     increment_version((mean, var) if batches is None else (mean, var, batches))
 
 
@@ -149,7 +204,7 @@ class _Normalize(torch.autograd.Function):
         ctx.rest = kind, size, eps, activation
         ctx.set_materialize_grads(False)
         if running is not None:
-            _move(running, stats, x)
+            _move(running, stats, x, size)
         return y
 
     @staticmethod

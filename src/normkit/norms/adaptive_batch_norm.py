@@ -78,12 +78,21 @@ def adaptive_batch_norm(
     tensor([[0.],
             [2.]])
     """
+    if mask is None and prior > 0 and input.dim() > 1:
+        samples = 1 if per_sample else input.shape[0]
+        share = samples / (prior + samples)
+        y = kernels.straight_blended(
+            input, running_mean, running_var, share, per_sample, weight, bias, eps, activation, residual
+        )
+        if y is not None:
+            return y
     running = running_mean, running_var
     name = "adaptive batch norm"
     affine = Affine(weight, bias, eps, activation, residual, mask)
     mixing.check(name, input, *running, affine, training=False)
     check_prior(prior)
-    affine = affine._replace(mask=inputs.expand_mask(mask, input))
+    if mask is not None:
+        affine = affine._replace(mask=inputs.expand_mask(mask, input))
     if per_sample:
         share = share_of(1, prior)
         fused = None if affine.each else kernels.blended(input, *running, share, *affine, per_sample=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -57,7 +58,8 @@ def batch_instance_norm(
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
             enter no statistic, come out as 0, and pass no gradient.
         num_batches_tracked: () int64, counts the batches; needed where momentum is None.
-        process_group: processes whose batches are one in training, as in `batch_norm`.
+        process_group: processes whose batches are one in training, as in `batch_norm`; in the backward pass they
+            meet once more than there, for a gate at an end goes by the gradients of all.
         layer: how the processes of the group tell this call from others.
 
     Returns:
@@ -100,12 +102,14 @@ def _interpolate(
         )
     inputs.check_several_values(inputs.count(input.shape[2:]), input, what="spatial element")
     affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
-    mixture = mixed_norm.Mixture("interpolated", partial(_rule, affine.eps))
+    clip = partial(_clip_together, group, layer) if processes.several(group) else _clip
+    mixture = mixed_norm.Mixture("interpolated", partial(_rule, affine.eps, clip))
     return mixed_norm.mix(input, mixture, {"rho": rho}, running, training, affine, group, layer)
 
 
 def _rule(
     eps: float,
+    clip: Callable[[Tensor], Tensor],
     mean: Tensor,
     var: Tensor,
     batch_mean: Tensor,
@@ -119,7 +123,7 @@ def _rule(
     Its slope is s = ρ s_B + (1 - ρ) s_I, s = 1 / √(σ² + ε), and it is zero at the mean of the means with the
     weights of the slopes.
     """
-    rho = _clip(rho).to(mean.dtype)
+    rho = clip(rho).to(mean.dtype)
     batch_slope = rho * torch.rsqrt(batch_var + eps)
     slope = batch_slope + (1 - rho) * torch.rsqrt(var + eps)
     return mean + batch_slope / slope * (batch_mean - mean), slope.pow(-2) - eps, weight, bias
@@ -151,13 +155,35 @@ def _(info: Any, in_dims: tuple[int], rho: Tensor) -> tuple[Tensor, int]:
 
 def _project(ctx: Any, gradient: Tensor) -> Tensor:
     (rho,) = ctx.saved_tensors
-    outward = ((rho >= 1) & (gradient < 0)) | ((rho <= 0) & (gradient > 0))
-    return gradient.masked_fill(outward, 0)
+    return gradient.masked_fill(_outward(rho, gradient), 0)
+
+
+def _outward(rho: Tensor, gradient: Tensor) -> Tensor:
+    return ((rho >= 1) & (gradient < 0)) | ((rho <= 0) & (gradient > 0))
 
 
 _clip_operator.register_autograd(
     _project, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
 )
+
+
+def _clip_together(group: processes.Group, layer: processes.Layer, rho: Tensor) -> Tensor:
+    """The same in several processes: where a descent leads is said by the sum of their gradients."""
+    return _ClipTogether.apply(rho, group, layer._replace(title=f"the gates of {layer.title}"))  # pyright: ignore
+
+
+class _ClipTogether(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rho: Tensor, group: processes.Group, layer: processes.Layer) -> Tensor:
+        ctx.save_for_backward(rho)
+        ctx.group, ctx.layer = group, layer
+        return rho.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (rho,), (gradient,) = ctx.saved_tensors, gradients
+        of_all = processes.summed(ctx.group, ctx.layer, gradient.detach())
+        return gradient.masked_fill(_outward(rho, of_all), 0), None, None
 
 
 class _BatchInstanceNorm(mixed_norm.MixedNorm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -160,7 +160,12 @@ class _BatchNorm(Switched, torch.nn.modules.batchnorm._BatchNorm):  # pyright: i
         self._check_input_dim(input)
         own_weight, own_bias = inputs.own_affine(self)
         weight, bias = own_weight if weight is None else weight, own_bias if bias is None else bias
-        if self._by_own_rule or not (self.tracking.plain and scope.plain):
+        plain = self.tracking.plain and scope.plain
+        if self._by_own_rule or not plain:
+            if plain and self.training and mask is None and self.process_group is None:
+                y = self._straight(input, weight, bias, residual, self._moving())
+                if y is not None:
+                    return y
             return self._switched(input, Affine(weight, bias, self.eps, self.activation, residual, mask))
         group = None if self.process_group is None else self._sharing(measures=True)
         running_mean = running_var = batches = None
@@ -183,6 +188,16 @@ class _BatchNorm(Switched, torch.nn.modules.batchnorm._BatchNorm):  # pyright: i
             process_group=group,
             layer=self.identity,
         )
+
+    def _moving(self) -> tuple[Any, ...] | None:
+        """The running statistics that a training step moves, as kernels take them."""
+        mean, var, batches = inputs.own_running(self) if self.track_running_stats else (None, None, None)
+        return None if mean is None or var is None else (mean, var, self.momentum, batches)
+
+    def _straight(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+    ) -> Tensor | None:
+        """The short way of an ordinary training step by a rule of its own; None where there is none."""
 
     def extra_repr(self) -> str:
         """The arguments, activation and process group where there are any."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from normkit import kernels, processes
-from normkit.kernels.recomputation import recall, recomputing
+from normkit.kernels.recomputation import recall, recall_once, recomputing
 from normkit.norms import inputs, tracking
 from normkit.norms.batch_moments import by_given, normalize
 from normkit.norms.batch_norm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from normkit.norms.mixing import Affine
 from normkit.norms.switched import check
-from normkit.norms.tracking import Running
+from normkit.norms.tracking import PREVIOUS, Running
 from normkit.statistics import update_running_
 
 
@@ -89,7 +90,8 @@ def batch_renorm(
     if not training:
         return by_given(input, running_mean, running_var, affine)
     tracking.check_momentum(momentum, running_mean, num_batches_tracked)
-    known = recall(running_mean), recall(running_var)
+    plain = kernels.is_plain(running_mean)
+    known = (running_mean, running_var) if plain else (recall(running_mean), recall(running_var))
     y, stats, count = _corrected(input, *known, r_max, d_max, affine, process_group, layer)
     if not recomputing():
         update_running_(running_mean, running_var, stats, count, momentum, num_batches_tracked)
@@ -110,7 +112,8 @@ def _corrected(
     if not affine.each and not processes.several(group):
         return kernels.renorm(input, known_mean, known_var, r_max, d_max, *affine)
     rule = partial(kernels.correct, r_max, d_max, affine.eps)
-    tensors = {"known_mean": known_mean, "known_var": known_var}
+    # Part of a graph, and so copies: the running statistics move before the backward pass.
+    tensors = {"known_mean": known_mean.clone(), "known_var": known_var.clone()}
     return normalize(input, rule, tensors, affine, group, layer)
 
 
@@ -183,11 +186,31 @@ class _BatchRenorm(_BatchNorm):
             return super()._by_batch(input, running, affine, group, layer)
         assert running is not None
         steps = running.num_batches_tracked
-        # Where a number costs nothing to read, the kernels take it as one.
-        r_max, d_max = self._limits(int(steps) if kernels.is_plain(input) else steps)
-        if isinstance(r_max, float) and (r_max, d_max) == (1, 0):
-            return super()._by_batch(input, running, affine, group, layer)
+        if kernels.is_plain(input):  # a number costs nothing to read there, and the kernels take it as one
+            steps = int(steps)
+            if steps < self.warmup:
+                return super()._by_batch(input, running, affine, group, layer)
+        r_max, d_max = self._limits(steps)
         return _corrected(input, running.mean, running.var, r_max, d_max, affine, group, layer)
+
+    def _straight(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+    ) -> Tensor | None:
+        """During the warm-up."""
+        if running is None or not kernels.is_plain(input) or int(running[3]) > self.warmup:
+            return None
+        kept = [self._buffers[name] for name in PREVIOUS]
+        steps = recall_once((running[0], running[1], running[3]), kept)[2]  # pyright: ignore
+        if int(steps) >= self.warmup:  # of a recomputation, the step that it repeats
+            return None
+        return kernels.straight_channels(
+            input, weight, bias, self.eps, self.activation, residual, running, True
+        )
+
+    def _recalled(self, now: Running, kept: Running) -> Iterable[Tensor]:
+        """r and d are made at once, and nothing of what they are made of is kept, unless it is copied."""
+        at_once = self._statistics() == "batch" and kernels.is_plain(now.mean)
+        return recall_once(now, kept) if at_once else super()._recalled(now, kept)
 
     def _limits(self, steps: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
         """r_max and d_max after so many steps: 1 and 0 during the warm-up, then growing linearly."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -131,8 +131,8 @@ def _counts(x: Tensor, ghost_size: int, values: int, mask: Tensor | None) -> Ten
     if mask is not None:
         return _cut(mask.unsqueeze(-1).flatten(1), ghost_size).sum((1, 2))
     samples = x.shape[0]
-    if kernels.is_plain(x):  # sizes are numbers: one operation instead of four
-        return torch.tensor([min(ghost_size, samples - i) * values for i in range(0, samples, ghost_size)])
+    if kernels.is_plain(x):  # sizes are numbers
+        return kernels.values_of_runs(samples, ghost_size, values)
     starts = torch.arange(0, samples, ghost_size, device=x.device)
     return (samples - starts).clamp(max=ghost_size) * values
 
@@ -219,6 +219,13 @@ class _GhostBatchNorm(_BatchNorm):
         layer: processes.Layer,
     ) -> tuple[Tensor, Tensor, int | Tensor]:
         return _by_ghosts(input, self.ghost_size, affine)
+
+    def _straight(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+    ) -> Tensor | None:
+        return kernels.straight_ghosts(
+            input, self.ghost_size, weight, bias, self.eps, self.activation, residual, running
+        )
 
     def _track(self, stats: Tensor, count: int | Tensor, row: int | None = None) -> None:
         """Those of sub-batches, (rows, K, C), are this process's own so far."""

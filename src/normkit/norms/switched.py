@@ -53,12 +53,13 @@ class Switched(Sharing, Tracked):
         by, moves = self._statistics(), self._moves()
         running = self._normalizing(moves, row) if moves or by != "batch" else None
         mean, var = (None, None) if running is None else running[:2]
-        group = self._sharing(measures=by == "batch" or moves)
+        group = None if self.process_group is None else self._sharing(measures=by == "batch" or moves)
         layer = self.identity
         if row is not None:
             layer = layer._replace(title=f"{layer.title}, step {row}")
         check(input, mean, var, affine, by != "running", processes.several(group))
-        affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
+        if affine.mask is not None:
+            affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
         if by == "batch":
             y, stats, count = self._by_batch(input, running, affine, group, layer)
         elif by == "blend" or moves:

@@ -6,6 +6,7 @@ pass inside a backward pass is a recomputation (activation checkpointing): it mo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from normkit.errors import unknown
 from normkit.kernels.recomputation import recall, recomputing
+from normkit.norms import inputs
 from normkit.norms.scope import scope
 from normkit.statistics import Moments, update_running_
 
@@ -152,19 +154,19 @@ class Tracked(torch.nn.Module):
 
     def _statistics(self) -> str:
         """Those that normalize now: of the batch, where nothing else is there."""
-        return "batch" if self.running_mean is None else self.tracking.statistics(self.training)
+        return "batch" if inputs.own_running(self)[0] is None else self.tracking.statistics(self.training)
 
     def _moves(self) -> bool:
         """Whether a batch moves the running statistics now."""
         switches = self.tracking
         wanted = self.training and switches.update_statistics and not switches.frozen
-        return wanted and self.track_running_stats and self.running_mean is not None
+        return wanted and self.track_running_stats and inputs.own_running(self)[0] is not None
 
     def _running(self, place: Place) -> Running:
         """The running statistics of a place; where they are still to be made, what they will start from."""
         name = place.domain
         if name is None:
-            found = Running(self.running_mean, self.running_var, self.num_batches_tracked)  # pyright: ignore
+            found = Running(*inputs.own_running(self))  # pyright: ignore
         elif f"running_mean@{name}" in self._buffers:
             found = Running(*(getattr(self, f"{buffer}@{name}") for buffer in _BUFFERS))
         elif self._moves():
@@ -184,8 +186,14 @@ class Tracked(torch.nn.Module):
         now = self._running(Place(scope.domain, row))
         if not moves or "previous_running_mean" not in self._buffers:
             return now
-        kept = (getattr(self, f"previous_{name}") for name in _BUFFERS)
-        return Running(*map(recall, now, kept if row is None else (buffer[row] for buffer in kept)))
+        kept = Running(*(self._buffers[name] for name in PREVIOUS))  # pyright: ignore
+        if row is not None:
+            kept = Running(*(buffer[row] for buffer in kept))
+        return Running(*self._recalled(now, kept))
+
+    def _recalled(self, now: Running, kept: Running) -> Iterable[Tensor]:
+        """What normalizes: a copy, which may be part of a graph when the statistics have long moved."""
+        return map(recall, now, kept)
 
     def _fresh(self) -> Running:
         assert self.running_mean is not None
@@ -268,6 +276,7 @@ class Tracked(torch.nn.Module):
 
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+PREVIOUS = tuple(f"previous_{name}" for name in _BUFFERS)
 
 
 def moments_of(stats: Tensor, count: int | Tensor) -> list[Moments]:

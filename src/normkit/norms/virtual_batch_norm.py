@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit import kernels
+from normkit import processes
 from normkit.norms import inputs, mixing
+from normkit.norms.batch_moments import by_batch
 from normkit.norms.mixing import Affine
+from normkit.norms.sharing import Sharing
 from normkit.norms.tracing import one_node
 
 
@@ -125,7 +127,7 @@ def reference_batch(model: torch.nn.Module) -> Generator[torch.nn.Module]:
             layer.taking_reference = False
 
 
-class _VirtualBatchNorm(torch.nn.Module):
+class _VirtualBatchNorm(Sharing):
     """What virtual batch norm of every dimension shares."""
 
     _check_input_dim: Callable[[Tensor], None]
@@ -147,9 +149,11 @@ class _VirtualBatchNorm(torch.nn.Module):
         *,
         bias: bool = True,
         activation: str | None = None,
+        process_group: processes.Group = None,
     ) -> None:
         inputs.check_activation(activation)
         super().__init__()
+        self._share_with(process_group, num_features)
         self.num_features, self.eps, self.activation = num_features, eps, activation
         for name, learned in (("weight", affine), ("bias", affine and bias)):
             empty = torch.empty(num_features, device=device, dtype=dtype)
@@ -196,6 +200,8 @@ class _VirtualBatchNorm(torch.nn.Module):
     def set_reference(self, input: Tensor, *, mask: Tensor | None = None) -> None:
         """Take the statistics of a batch, of the layer's input, as the reference.
 
+        In a process group the reference batch is that of all its processes, which all call this; one may bring none.
+
         Args:
             input: (N, C) or (N, C, *), several values per channel.
             mask: bool, broadcastable to the input without channels, true where it is valid.
@@ -207,12 +213,17 @@ class _VirtualBatchNorm(torch.nn.Module):
         """Normalize the reference batch by its own statistics alone, and keep these."""
         reference = self.reference_mean, self.reference_var
         affine = Affine(self.weight, self.bias, self.eps, self.activation, residual, mask)
-        mixing.check("virtual batch norm", input, *reference, affine, training=True)
-        if input.shape[0] == 0:
-            raise ValueError(f"a reference batch needs samples, got input size {list(input.shape)}")
+        group = self.process_group
+        shared = processes.several(group)
+        mixing.check("virtual batch norm", input, *reference, affine, training=True, shared=shared)
         affine = affine._replace(mask=inputs.expand_mask(mask, input))
-        y, stats, _ = kernels.channels(input, *affine)
-        self.restore_reference(stats[0].detach(), stats[1].detach(), mixing.samples(input, affine.mask), True)
+        size, there = mixing.samples(input, affine.mask), input.shape[0]
+        if shared:
+            size = there = processes.total(group, self.identity, size, input.device)
+        if there == 0:
+            raise ValueError(f"a reference batch needs samples, got input size {list(input.shape)}")
+        y, stats, _ = by_batch(input, affine, group, self.identity)
+        self.restore_reference(stats[0].detach(), stats[1].detach(), size, True)
         return y
 
     def saved_reference(self) -> tuple[Tensor, Tensor, Tensor, bool]:
@@ -238,9 +249,10 @@ class _VirtualBatchNorm(torch.nn.Module):
             self.has_reference = bool(size > 0)
 
     def extra_repr(self) -> str:
-        """The arguments, the activation where there is one."""
+        """The arguments, activation and process group where there are any."""
         affine = f"affine={self.weight is not None}, bias={self.bias is not None}"
-        return f"{self.num_features}, eps={self.eps}, {affine}{inputs.repr_activation(self.activation)}"
+        activation = inputs.repr_activation(self.activation)
+        return f"{self.num_features}, eps={self.eps}, {affine}{activation}{self._repr_group()}"
 
 
 class VirtualBatchNorm1d(_VirtualBatchNorm):
@@ -259,6 +271,8 @@ class VirtualBatchNorm1d(_VirtualBatchNorm):
         dtype: of parameters and buffers.
         bias: learn a bias.
         activation: applied at the end: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish.
+        process_group: processes whose reference batches are one, as in `BatchNorm1d`; whatever else is normalized
+            stays with its process.
 
     Raises:
         RuntimeError: in the forward pass, as long as no reference was set.

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normkit.processes.line import Layer, line_of
+from normkit.processes.line import Call, Layer, line_of
 from normkit.processes.merge import Share
 from normkit.processes.packing import Packed
 from normkit.processes.runs import gather_runs
@@ -30,7 +30,7 @@ __all__ += [
     "runs_of_all",
     "several",
 ]
-__all__ += ["share", "unpacked"]
+__all__ += ["share", "summed", "total", "unpacked"]
 
 NOBODY = Layer(0, "a function")  # who calls without being a layer
 _made = itertools.count(1)
@@ -96,6 +96,20 @@ def runs_of_all(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The statistics of the sub-batches of all processes, from those of this one; see `runs`."""
     return gather_runs(line_of(_members(group)), layer, mean, var, counts)
+
+
+def total(group: Group, layer: Layer, number: int | Tensor, device: torch.device) -> int:
+    """The sum of a number over all processes of a group of several, in an exchange of its own."""
+    kept = torch.float32 if device.type == "mps" else torch.float64
+    own = torch.full((1, 1), float(number), dtype=kept, device=device)
+    numbers, _, _ = runs_of_all(group, layer, own, own, torch.ones(1, dtype=torch.int64, device=device))
+    return int(numbers.sum())
+
+
+def summed(group: Group, layer: Layer, gradient: Tensor) -> Tensor:
+    """The sum of a gradient (C) over all processes of a group of several, in a backward pass of theirs."""
+    wide = gradient if gradient.device.type == "mps" else gradient.double()
+    return line_of(_members(group)).sum(Call("backward", layer, len(wide)), [wide])
 
 
 def evaluates(group: Group, layer: Layer) -> None:

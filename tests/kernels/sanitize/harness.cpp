@@ -110,7 +110,7 @@ void channels(const Kernels& kernels) {
         blend(call, buffers);
     }
     kernels.channels_forward(call);
-    call.corrected = nullptr;
+    if (chance(2)) call.corrected = nullptr;
     give_statistics(call);
     call.constant_statistics = chance(3);
     call.sums_stride = call.C;
@@ -143,6 +143,28 @@ void groups(const Kernels& kernels) {
     kernels.groups_backward(call);
 }
 
+// Logits, or gates, and what is mixed of moments that are as random as they come.
+void mixtures(const Kernels& kernels) {
+    Buffers buffers;
+    MixtureCall mixture{random_call(buffers, false), Mixture(below(2))};
+    Call& call = mixture.call;
+    call.G = call.C, call.stats_stride = call.N * call.C, call.stages = kSums | kOutputs;
+    call.stats = buffers.doubles(3 * call.stats_stride);
+    mixture.mixed = buffers.doubles(3 * call.stats_stride), mixture.batch = buffers.doubles(2 * call.C);
+    const DType of_shares = DType(below(4));
+    const bool switched = mixture.kind == Mixture::switched;
+    for (int i = 0; i < (switched ? 2 : 1); ++i) {
+        mixture.share[i] = {buffers.make(of_shares, switched ? 3 : call.C), of_shares};
+        mixture.dshare[i] = {buffers.make(of_shares, switched ? 3 : call.C), of_shares};
+    }
+    mixture.known = chance(2);
+    if (mixture.known)
+        call.known_mean = {buffers.doubles(call.C), DType::f64}, call.known_var = {buffers.doubles(call.C), DType::f64};
+    kernels.mixture_forward(mixture);
+    if (!call.dresidual && chance(3)) call.dx = nullptr;
+    kernels.mixture_backward(mixture);
+}
+
 void rows(const Kernels& kernels) {
     Buffers buffers;
     RowsCall call{};
@@ -167,7 +189,7 @@ void rows(const Kernels& kernels) {
 int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 200;
     for (const Kernels* kernels : available_kernels()) {
-        for (int i = 0; i < rounds; ++i) channels(*kernels), groups(*kernels), rows(*kernels);
+        for (int i = 0; i < rounds; ++i) channels(*kernels), groups(*kernels), mixtures(*kernels), rows(*kernels);
         std::printf("%s: %d rounds without a finding\n", kernels->name, rounds);
     }
 }

@@ -331,30 +331,37 @@ def renorm_forward(
     activation: int = 0,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch renorm towards known statistics (C) of one dtype: y, the statistics (3, C), what they led to (4, C).
+) -> tuple[Tensor, Tensor]:
+    """Batch renorm towards known statistics (C) of one dtype: y, and what it is made with (7, C) in float64.
 
-    That is, in float64: r, d, and the weight r and the bias + weight d with which channels_backward takes y back.
+    That is the statistics, then what they led to: r, d, and as weight and bias weight r and bias + weight d.
     """
     y = _output(x)
-    stats, corrected = torch.empty(7, x.shape[1], dtype=torch.float64).split((3, 4))
+    stats = torch.empty(7, x.shape[1], dtype=torch.float64)
     _native.renorm_forward(
-        activation,
-        eps,
-        x,
-        y,
-        weight,
-        bias,
-        residual,
-        mask,
-        known_mean,
-        known_var,
-        r_max,
-        d_max,
-        stats,
-        corrected,
+        activation, eps, x, y, weight, bias, residual, mask, known_mean, known_var, r_max, d_max, stats
     )
-    return y, stats, corrected
+    return y, stats
+
+
+def renorm_backward(
+    x: Tensor,
+    dy: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias, dresidual of it, from what renorm_forward returned; r and d are constants."""
+    dx = _output(x)
+    dresidual = None if residual is None else _output(x)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dbias = None if bias is None else torch.empty_like(bias)
+    _native.renorm_backward(activation, eps, x, dy, residual, mask, stats, dx, dresidual, dweight, dbias)
+    return dx, dweight, dbias, dresidual
 
 
 def rows_forward(

@@ -128,7 +128,19 @@ def renorm_forward(
     r_max: float,
     d_max: float,
     stats: Tensor,
-    corrected: Tensor,
+) -> None: ...
+def renorm_backward(
+    activation: int,
+    eps: float,
+    x: Tensor,
+    dy: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    stats: Tensor,
+    dx: Tensor,
+    dresidual: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
 ) -> None: ...
 def mixture_backward(
     kind: int,

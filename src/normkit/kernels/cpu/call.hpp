@@ -57,7 +57,7 @@ struct Call {
     const double* tail;
 
     // Known statistics (C). Of a blend the moments are the way there, share of 1, that normalizes; share is 1 without.
-    // Of batch renorm, where corrected is not null, they and the moments lead to weight and bias.
+    // Of batch renorm, where corrected is not null, they and the moments lead to weight and bias, and back from these.
     Parameter known_mean, known_var;
     double share = 1;
     double r_max, d_max;

@@ -218,6 +218,11 @@ class Channels {
             gammas[c] = gamma * rs[c], betas[c] = value(call_.bias, c, 0) + gamma * ds[c];
         }
     }
+    // The gradient of the weight that r and d have a part in.
+    void uncorrect(int64_t c0, int64_t c1) const {
+        const double *r = call_.corrected, *d = r + call_.C;
+        for (int64_t c = c0; c < c1; ++c) assign(call_.dweight, c, r[c] * dz_xhat_[c] + d[c] * dz_[c]);
+    }
     void blend(int64_t c0, int64_t c1) const {
         const double *mean = call_.stats, *var = mean + call_.stats_stride;
         values(call_.known_mean, c0, c1 - c0, 0, dz_ + c0);
@@ -266,6 +271,7 @@ class Channels {
         std::copy(sums.row(0) + c0, sums.row(0) + c1, dz_ + c0);
         std::copy(sums.row(1) + c0, sums.row(1) + c1, dz_xhat_ + c0);
         assign(call_.dbias, c0, c1 - c0, dz_ + c0);
+        if (call_.corrected) return uncorrect(c0, c1);
         assign(call_.dweight, c0, c1 - c0, dz_xhat_ + c0);
     }
     void set_gradient(int64_t c0, int64_t c1, double count) const {

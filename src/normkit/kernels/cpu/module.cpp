@@ -181,15 +181,27 @@ void blend_forward(int activation, double eps, bool per_sample, Tensor x, Tensor
     run(kernels().channels_forward, call, call.N * call.C * call.S);
 }
 
+// Batch renorm: `stats` (7, C) are the statistics and, corrected, what they led to.
 void renorm_forward(int activation, double eps, Tensor x, Tensor y, Maybe weight, Maybe bias, Maybe residual,
-                    Maybe mask, Tensor known_mean, Tensor known_var, double r_max, double d_max, Tensor stats,
-                    Tensor corrected) {
+                    Maybe mask, Tensor known_mean, Tensor known_var, double r_max, double d_max, Tensor stats) {
     Call call = about(x, weight, bias, kSums | kOutputs, activation, eps);
     of_channels(call, false, residual, mask, {}, {}, {});
     set(call.known_mean, known_mean, call.known_var, known_var);
     call.r_max = r_max, call.d_max = d_max;
-    call.y = y.data<void>(), call.stats = stats.data<double>(), call.corrected = corrected.data<double>();
+    call.y = y.data<void>(), call.stats = stats.data<double>(), call.corrected = call.stats + 3 * call.C;
     run(kernels().channels_forward, call, call.N * call.C * call.S);
+}
+
+void renorm_backward(int activation, double eps, Tensor x, Tensor dy, Maybe residual, Maybe mask, Tensor stats,
+                     Tensor dx, Maybe dresidual, Maybe dweight, Maybe dbias) {
+    Call call = about(x, {}, {}, kSums | kOutputs, activation, eps);
+    of_channels(call, false, residual, mask, {}, {}, {});
+    give(call, stats.data<double>());
+    call.corrected = stats.data<double>() + 3 * call.C;
+    call.weight = {call.corrected + 2 * call.C, DType::f64}, call.bias = {call.corrected + 3 * call.C, DType::f64};
+    call.dy = dy.data<void>(), call.dx = dx.data<void>(), call.dresidual = data(dresidual);
+    set(call.dweight, dweight, call.dbias, dbias);
+    run(kernels().channels_backward, call, call.N * call.C * call.S);
 }
 
 // Switch norm and batch-instance norm: `statistics` (6, N, C) are the moments of each sample's channels and what of
@@ -320,7 +332,9 @@ NB_MODULE(_native, m) {
     m.def("blend_forward", blend_forward, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
           "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "share"_a, "stats"_a);
     m.def("renorm_forward", renorm_forward, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
-          "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "r_max"_a, "d_max"_a, "stats"_a, "corrected"_a);
+          "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "r_max"_a, "d_max"_a, "stats"_a);
+    m.def("renorm_backward", renorm_backward, "activation"_a, "eps"_a, "x"_a, "dy"_a, "residual"_a, "mask"_a,
+          "stats"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a);
     m.def("mixture_forward", mixture_forward, "kind"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a,
           "residual"_a, "mask"_a, "known_mean"_a, "known_var"_a, "first"_a, "second"_a, "statistics"_a, "batch"_a);
     m.def("mixture_backward", mixture_backward, "kind"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a,
