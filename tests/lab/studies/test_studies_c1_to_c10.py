@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from normkit.errors import InputError
 from normkit.lab import drawing
@@ -135,7 +136,15 @@ SIDES: dict[Verdict, Callable[[int], int]] = {
     "contradicted": lambda seed: -1,
     "undecided": lambda seed: 1 if seed % 2 else -1,
 }
-WITH_MODEL = [name for name in STUDIES if find(name).takes_model]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Generator[None]:
+    """As trials run in the workers of a sweep."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def results(study: Study, made_up: MadeUp, side: Callable[[int], int], scale: Scale = "quick") -> Results:
