@@ -117,7 +117,7 @@ class GradientFlow(Study):
 
     def figure(self, results: Results) -> Figure:
         figure = Figure((drawing.WIDTH, drawing.HEIGHT))
-        panels = figure.subplots(1, 2, sharey=True)
+        panels = figure.subplots(1, 2)
         for axes, beginning in zip(panels, BEGINNINGS, strict=True):
             axes.set(xscale="log", yscale="log", xlabel="hidden layers", title=f"{beginning} initial weights")
             lines = [

@@ -111,7 +111,7 @@ class ParameterScale(Study):
 
     def figure(self, results: Results) -> Figure:
         figure = Figure((drawing.WIDTH, drawing.HEIGHT))
-        panels = figure.subplots(1, 2, sharey=True)
+        panels = figure.subplots(1, 2)
         titles = {"below": "layer below", "own": "the layer itself"}
         for axes, (value, title) in zip(panels, titles.items(), strict=True):
             axes.set(xscale="log", yscale="log", xlabel="weights, times what they were", title=title)
