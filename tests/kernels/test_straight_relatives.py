@@ -19,13 +19,16 @@ LAYERS = {
     "ghost, cumulative": lambda: nk.GhostBatchNorm2d(5, 4, momentum=None, affine=False),
     "ghost, untracked": lambda: nk.GhostBatchNorm2d(5, 3, track_running_stats=False),
     "renorm around the end of its warm-up": lambda: nk.BatchRenorm2d(5, warmup=2, r_steps=2, d_steps=4),
+    "renorm": lambda: nk.BatchRenorm2d(
+        5, warmup=0, r_steps=0, d_steps=0, r_max=1.1, d_max=0.2, activation="silu"
+    ),
     "adaptive": lambda: nk.AdaptiveBatchNorm2d(5, activation="silu"),
     "adaptive, each": lambda: nk.AdaptiveBatchNorm2d(5, per_sample=True),
 }
 
 
 def close(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("straight_ghosts", "straight_channels", "straight_blended"):
+    for name in ("straight_ghosts", "straight_channels", "straight_renorm", "straight_blended"):
         monkeypatch.setattr(kernels, name, lambda *_: None)
 
 

@@ -54,13 +54,11 @@ def _no_way(*_: Any) -> None:
 
 
 # The short way of ordinary calls: y, or None where a call must go the long way, and nothing has been done.
-straight_channels = straight_ghosts = straight_blended = straight_groups = straight_rows = _no_way
+straight_channels = straight_ghosts = straight_renorm = _no_way
+straight_blended = straight_groups = straight_rows = _no_way
 if _straight is not None and _ASKED == "compiled":
-    straight_channels, straight_ghosts, straight_blended = (
-        _straight.channels,
-        _straight.ghosts,
-        _straight.blended,
-    )
+    straight_channels, straight_ghosts = _straight.channels, _straight.ghosts
+    straight_renorm, straight_blended = _straight.renorm, _straight.blended
     straight_groups, straight_rows = _straight.groups, _straight.rows
 
 

@@ -20,6 +20,7 @@ from torch.autograd.graph import increment_version
 from normkit.kernels import compiled, cpu
 from normkit.kernels.composed import Running
 from normkit.kernels.functions import applied
+from normkit.kernels.renorm import renorm as of_renorm
 from normkit.kernels.runs import values_of_runs
 
 
@@ -78,6 +79,35 @@ def ghosts(
     if _current_graph_task_id() != -1:
         running = None
     return _normalize("ghosts", x, weight, bias, residual, size, eps, activation, running)
+
+
+def renorm(
+    x: Tensor,
+    known_mean: Tensor,
+    known_var: Tensor,
+    r_max: float,
+    d_max: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    running: Running,
+) -> Tensor | None:
+    """Batch renorm towards known statistics, like the running ones, which then move."""
+    mean, var, momentum, batches = running
+    if (momentum is None and batches is None) or not eps > 0:
+        return None
+    if activation not in cpu.ACTIVATIONS or not _undisturbed():
+        return None
+    if not cpu.plain_channels(x, residual, weight, bias, mean, var):
+        return None
+    y, stats, _ = of_renorm(
+        x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, None
+    )
+    if _current_graph_task_id() == -1:
+        _move(running, stats, x, 0)
+    return y
 
 
 def blended(

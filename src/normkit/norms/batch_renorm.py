@@ -196,16 +196,16 @@ class _BatchRenorm(_BatchNorm):
     def _straight(
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
     ) -> Tensor | None:
-        """During the warm-up."""
-        if running is None or not kernels.is_plain(input) or int(running[3]) > self.warmup:
+        if running is None or not kernels.is_plain(input):
             return None
         kept = [self._buffers[name] for name in PREVIOUS]
-        steps = recall_once((running[0], running[1], running[3]), kept)[2]  # pyright: ignore
-        if int(steps) >= self.warmup:  # of a recomputation, the step that it repeats
-            return None
-        return kernels.straight_channels(
-            input, weight, bias, self.eps, self.activation, residual, running, True
-        )
+        # Of a recomputation, those of the step that it repeats.
+        mean, var, steps = recall_once((running[0], running[1], running[3]), kept)  # pyright: ignore
+        rest = weight, bias, self.eps, self.activation, residual, running
+        if int(steps) < self.warmup:
+            return kernels.straight_channels(input, *rest, True)
+        r_max, d_max = map(float, self._limits(int(steps)))
+        return kernels.straight_renorm(input, mean, var, r_max, d_max, *rest)
 
     def _recalled(self, now: Running, kept: Running) -> Iterable[Tensor]:
         """r and d are made at once, and nothing of what they are made of is kept, unless it is copied."""
