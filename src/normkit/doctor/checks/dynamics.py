@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from statistics import median_low
 
 from normkit.doctor.checks.check import Check
 from normkit.doctor.checks.readers import in_order, trafficked
@@ -249,7 +248,7 @@ class Gradients(
         if len(sizes) < _DEEP:
             return
         third = len(sizes) // 3
-        first, last = (median_low([size for _, size in part]) for part in (sizes[:third], sizes[-third:]))
+        first, last = (_median([size for _, size in part]) for part in (sizes[:third], sizes[-third:]))
         if abs(first - last) > _DECADES:
             steps = [(abs(b[1] - a[1]), a[0], b[0]) for a, b in pairwise(sizes)]
             jump, before, behind = max(steps)
@@ -277,6 +276,11 @@ def _at_weights(seen: Readings) -> list[tuple[str, float]]:
         for weight in in_order(seen)
         if weight.gradient and weight.norm > 0 and math.isfinite(weight.gradient)
     ]
+
+
+def _median(values: list[float]) -> float:
+    """The lower one of two."""
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 CHECKS = (
