@@ -1,4 +1,4 @@
-"""The activations that follow a norm, and their derivatives, in float32: codes as `kernels.cpu.ACTIVATIONS` has them."""
+"""The activations that follow a norm, and their derivatives, in float32: codes as `kernels.codes` has them."""
 
 import triton
 import triton.language as tl
@@ -10,13 +10,15 @@ GELU = tl.constexpr(4)
 ELU = tl.constexpr(5)
 SIGMOID = tl.constexpr(6)
 TANH = tl.constexpr(7)
+RELU6 = tl.constexpr(8)
+HARDSWISH = tl.constexpr(9)
 
 
 @triton.jit
 def activate(z, CODE: tl.constexpr):
     """a(z); z itself where the code is 0."""
     if CODE == RELU:
-        z = tl.where(z > 0, z, tl.where(z != z, z, 0.0))  # NaN stays NaN
+        z = tl.where(z < 0, 0.0, z)  # NaN stays NaN
     elif CODE == LEAKY_RELU:
         z = tl.where(z > 0, z, 0.01 * z)
     elif CODE == SILU:
@@ -29,6 +31,10 @@ def activate(z, CODE: tl.constexpr):
         z = _sigmoid(z)
     elif CODE == TANH:
         z = _tanh(z)
+    elif CODE == RELU6:
+        z = tl.where(z < 0, 0.0, tl.where(z > 6, 6.0, z))
+    elif CODE == HARDSWISH:
+        z = tl.where(z <= -3, 0.0, tl.where(z >= 3, z, z * (z + 3) / 6))
     return z
 
 
@@ -53,6 +59,10 @@ def times_slope(dy, z, CODE: tl.constexpr):
     elif CODE == TANH:
         t = _tanh(z)
         dy = dy * ((1.0 - t) * (1.0 + t))
+    elif CODE == RELU6:
+        dy = tl.where((z > 0) & (z < 6), dy, 0.0)
+    elif CODE == HARDSWISH:
+        dy = tl.where(z <= -3, 0.0, tl.where(z >= 3, dy, dy * (z / 3 + 0.5)))
     return dy
 
 

@@ -66,7 +66,9 @@ def forward_kernel(
                 mean2, m22 = moments(x, inside, n2, CHANNELS_LAST, WIDE)
                 n, mean, m2 = join(n, mean, m2, n2, mean2, m22)
         if SOURCE == SPLITS:
-            _store_three(partial_ptr + split.to(tl.int64) * sets + own, splits.to(tl.int64) * sets, exists, n, mean, m2)
+            _store_three(
+                partial_ptr + split.to(tl.int64) * sets + own, splits.to(tl.int64) * sets, exists, n, mean, m2
+            )
     if BARRIER:
         wait_for_all(arrived_ptr + block, splits)
     if OUTPUTS:
@@ -146,7 +148,14 @@ def backward_kernel(
                 dzx_sum += total(tl.where(inside, dz * xhat, 0.0), CHANNELS_LAST, False)
                 n += _count(inside, mask_ptr, a, b, S, chunks, CHANNELS_LAST, J)
         if SOURCE == SPLITS:
-            _store_three(partial_ptr + split.to(tl.int64) * sets + own, splits.to(tl.int64) * sets, exists, dz_sum, dzx_sum, n)
+            _store_three(
+                partial_ptr + split.to(tl.int64) * sets + own,
+                splits.to(tl.int64) * sets,
+                exists,
+                dz_sum,
+                dzx_sum,
+                n,
+            )
     if BARRIER:
         wait_for_all(arrived_ptr + block, splits)
     if OUTPUTS:

@@ -27,7 +27,9 @@ def moments(x: Tensor, size: int, mask: Tensor | None) -> Tensor:
     cut = plan(x, size)
     stats = _statistics(x, cut)
     partial = _partial(x, cut)
-    _forward(cut, _SUMS, SPLITS, x, None, None, None, None, mask, None, None, None, stats, partial, 0.0, 0, False)
+    _forward(
+        cut, _SUMS, SPLITS, x, None, None, None, None, mask, None, None, None, stats, partial, 0.0, 0, False
+    )
     _join_moments(partial, stats)
     return stats
 

@@ -161,7 +161,9 @@ def _squares(x, high, low, inside, M):
     if tl.max(((m2 > 1e37) | (m2 < M * 1e-30)).to(tl.int32), 0) > 0:
         wide = d.to(tl.float64)
         exact = _total(wide * wide, True)
-        m2 = tl.where((m2 > 1e37) | (m2 < M * 1e-30), exact, m2)  # a row's sum does not depend on its neighbours
+        m2 = tl.where(
+            (m2 > 1e37) | (m2 < M * 1e-30), exact, m2
+        )  # a row's sum does not depend on its neighbours
     return m2
 
 
