@@ -29,13 +29,20 @@ def test_group_norm(shape, groups, dtype, channels_last, centred):
     want = oracle.normalize(
         grouped(x, groups), (2, 3), (0, 3), gamma, beta, EPS, dtype, grouped(dy, groups), centred=centred
     )
-    x, dy, weight, bias = laid_out(x, channels_last), laid_out(dy, channels_last), weight.to(DEVICE), bias.to(DEVICE)
+    x, dy, weight, bias = (
+        laid_out(x, channels_last),
+        laid_out(dy, channels_last),
+        weight.to(DEVICE),
+        bias.to(DEVICE),
+    )
     y, stats = gpu.groups_forward(x, groups, weight, bias, EPS, centred=centred)
     dx, dweight, dbias = gpu.groups_backward(x, dy, stats, weight, bias, EPS, centred=centred)
     u, ulp = oracle.UNIT[dtype], oracle.ULP[dtype]
     size = (abs(want.mean) + np.sqrt(want.var) * (ulp > 0)).reshape(N, groups)  # as for channels
     assert worst(stats[0].cpu().numpy(), want.mean.reshape(N, groups), 4 * u * size) <= 1
-    assert worst(stats[1].cpu().numpy(), want.var.reshape(N, groups), 4 * u * want.var.reshape(N, groups)) <= 1
+    assert (
+        worst(stats[1].cpu().numpy(), want.var.reshape(N, groups), 4 * u * want.var.reshape(N, groups)) <= 1
+    )
     assert worst(grouped(y.cpu(), groups), want.y, want.y_bound) <= 1
     assert worst(grouped(dx.cpu(), groups), want.dx, want.dx_bound) <= 1
     assert worst(dweight.cpu(), want.dweight, want.dweight_bound + ulp * abs(want.dweight)) <= 1

@@ -24,7 +24,9 @@ def check(x: Tensor, centred: bool, parameter_dtype: torch.dtype) -> None:
     bias = bias if centred else None
     dy = torch.randn(x.shape).to(x.dtype)
     beta = exact(bias) if bias is not None else np.zeros(M)
-    want = oracle.normalize(exact(x), (1,), (0,), exact(weight), beta, EPS, x.dtype, exact(dy), centred=centred)
+    want = oracle.normalize(
+        exact(x), (1,), (0,), exact(weight), beta, EPS, x.dtype, exact(dy), centred=centred
+    )
     x, dy, weight = x.to(DEVICE), dy.to(DEVICE), weight.to(DEVICE)
     bias = None if bias is None else bias.to(DEVICE)
     y, stats = gpu.rows_forward(x, M, weight, bias, EPS, centred)
@@ -73,7 +75,9 @@ def test_one_wide_row_among_others():
     want = oracle.normalize(exact(x), (1,), (0,), exact(weight), exact(bias), EPS, x.dtype)
     assert worst(y.cpu(), want.y, want.y_bound) <= 1
     others = [r for r in range(16) if r != 5]
-    alone, _ = gpu.rows_forward(x[others].contiguous().to(DEVICE), 100, weight.to(DEVICE), bias.to(DEVICE), EPS)
+    alone, _ = gpu.rows_forward(
+        x[others].contiguous().to(DEVICE), 100, weight.to(DEVICE), bias.to(DEVICE), EPS
+    )
     assert torch.equal(y[others], alone)
 
 

@@ -14,7 +14,7 @@ on its number of processors. So results are the same in every run on one kind of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 2 or not x.is_contiguous() or x[0, 0].numel() == 1
 
 
-@cache
+@lru_cache(4096)  # of shapes, which may be new in every call
 def _plan(
     N: int, C: int, spatial: int, size: int, channels_last: bool, bytes_each: int, processors: int
 ) -> Plan:

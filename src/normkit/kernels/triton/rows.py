@@ -12,7 +12,7 @@ from torch import Tensor
 from normkit.kernels.triton.row_kernels import backward_kernel, columns_kernel, forward_kernel, join_kernel
 
 _WARP = 32
-_SMALLEST, _WHOLE, _WHOLE_BACKWARD = 64, 16384, 8192  # elements of a row that is held whole
+_SMALLEST, WHOLE, WHOLE_BACKWARD = 64, 16384, 8192  # elements of a row that is held whole
 _TILE = 2048  # elements of several short rows
 _STREAM = 8192  # elements at a time of a row that is not held whole
 _PROGRAMS = 256  # that rows are cut into for sums over them
@@ -27,7 +27,7 @@ def forward(
     """y; mean, biased variance and 0 of each row (3, rows)."""
     R = x.numel() // M
     y, stats = torch.empty_like(x), x.new_empty((3, R), dtype=torch.float64)
-    whole, rows, run, lanes, warps = _tile(M, x.element_size(), _WHOLE)
+    whole, rows, run, lanes, warps = tile(M, x.element_size(), WHOLE)
     forward_kernel[(-(-R // rows),)](
         x, y, weight, bias, stats, eps, R, M, centred, whole, rows, run, lanes, num_warps=warps
     )  # fmt: skip
@@ -49,7 +49,7 @@ def backward(
     dx = torch.empty_like(x)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
-    whole, rows, run, lanes, warps = _tile(M, x.element_size(), _WHOLE_BACKWARD)
+    whole, rows, run, lanes, warps = tile(M, x.element_size(), WHOLE_BACKWARD)
     summed = dweight is not None or dbias is not None
     programs = min(_PROGRAMS, -(-R // max(_ROWS_EACH, rows)))
     partial = x.new_empty((2, programs, M), dtype=torch.float32) if summed else None
@@ -68,7 +68,7 @@ def backward(
     return dx, dweight, dbias
 
 
-def _tile(M: int, bytes_each: int, most: int) -> tuple[bool, int, int, int, int]:
+def tile(M: int, bytes_each: int, most: int) -> tuple[bool, int, int, int, int]:
     """Whether a row is held whole; rows, run and lanes of a tile; warps."""
     block = max(_SMALLEST, 1 << (M - 1).bit_length())
     whole = block <= most
