@@ -1,4 +1,4 @@
-"""The GPU's kernels without a GPU: the tests of `tests/triton`, by Triton's interpreter, in a process for each file.
+"""The GPU's kernels without a GPU: the tests of `tests/gpu`, by Triton's interpreter, in a process for each file.
 
 What the interpreter cannot show: the barrier of a grid that runs all at once (it runs the same two stages as two
 launches), the rounding to bfloat16 (it truncates unless it is told), and speed.
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent.parent
-FILES = sorted(path.name for path in (TESTS / "triton").glob("test_*.py"))
+FILES = sorted(path.name for path in (TESTS / "gpu").glob("test_*.py"))
 
 
 def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_kernels(name: str) -> None:
-    run = interpreted(str(TESTS / "triton" / name))
+    run = interpreted(str(TESTS / "gpu" / name))
     assert run.returncode == 0, run.stdout[-3000:]
     assert "skipped" not in run.stdout
 

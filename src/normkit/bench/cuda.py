@@ -39,10 +39,9 @@ _SAMPLE = 20  # iterations
 _WARM = 5
 _SETS = range(2, 33)  # of inputs, in turn
 
-IMAGES = tuple(
-    Shape("ResNet-50", (256, C, side, side), quick)
-    for C, side, quick in ((64, 112, False), (64, 56, True), (256, 56, False), (512, 28, True), (1024, 14, False), (2048, 7, True))
-)  # fmt: skip
+_LAYERS = ((64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
+_QUICK = (56, 28, 7)
+IMAGES = tuple(Shape("ResNet-50", (256, C, side, side), side in _QUICK and C != 256) for C, side in _LAYERS)
 ON_CHIP = tuple(
     Shape("up to 16 MB", (32, C, side, side), True) for C, side in ((64, 56), (256, 14), (512, 7))
 )

@@ -36,7 +36,7 @@ def speed(
     [bold]normkit bench accuracy[/bold] measures errors instead of times.
     """
     if context.invoked_subcommand is not None:
-        return
+        return None
     check_writable(json, markdown)
     if device != "cpu":
         only_cpu = {"--networks": networks, "--threads": threads, "--markdown": markdown}
