@@ -15,8 +15,7 @@ _WARP = 32
 _SMALLEST, WHOLE, WHOLE_BACKWARD = 64, 16384, 8192  # elements of a row that is held whole
 _TILE = 2048  # elements of several short rows
 _STREAM = 8192  # elements at a time of a row that is not held whole
-_PROGRAMS = 256  # that rows are cut into for sums over them
-_ROWS_EACH = 16  # at least, that are worth partial sums of their own
+_SUMMED = 32  # rows that are summed in float32, before float64 takes over
 _COLUMNS, _COLUMN_ROWS = 128, 32
 _JOINED = 32
 
@@ -51,7 +50,7 @@ def backward(
     dbias = None if bias is None else torch.empty_like(bias)
     whole, rows, run, lanes, warps = tile(M, x.element_size(), WHOLE_BACKWARD)
     summed = dweight is not None or dbias is not None
-    programs = min(_PROGRAMS, -(-R // max(_ROWS_EACH, rows)))
+    programs = -(-R // max(_SUMMED, rows))
     partial = x.new_empty((2, programs, M), dtype=torch.float32) if summed else None
     fused = partial if whole else None
     launched = programs if fused is not None else -(-R // rows)

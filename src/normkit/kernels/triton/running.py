@@ -21,7 +21,7 @@ def _move_kernel(
     if count_ptr is not None:
         count = tl.load(count_ptr).to(tl.float64)
     bessel = count / tl.maximum(count - 1.0, 1.0)
-    moving = count > 1.0
+    moving = (count > 1.0).to(tl.int64)  # a number: how many batches count
     if skipped_ptr is not None:
         odd = tl.zeros([WIDTH], tl.int32)
         for first in range(0, C, WIDTH):
@@ -30,19 +30,18 @@ def _move_kernel(
             var = (tl.load(stats_ptr + C + c, c < C, 0.0) * bessel).to(var_ptr.dtype.element_ty)
             # A difference is 0 for finite numbers alone.
             odd += ((mean - mean != 0.0) | (var - var != 0.0)).to(tl.int32)
-        finite = tl.max(odd, 0) == 0
-        counted = moving.to(tl.int64)
-        moving = moving & finite
-        tl.store(skipped_ptr, tl.load(skipped_ptr) + counted - moving.to(tl.int64))
+        finite = (tl.max(odd, 0) == 0).to(tl.int64)
+        tl.store(skipped_ptr, tl.load(skipped_ptr) + moving * (1 - finite))
+        moving *= finite
     factor = momentum + 0.0 * count
     if batches_ptr is not None:
-        batches = tl.load(batches_ptr) + moving.to(tl.int64)
+        batches = tl.load(batches_ptr) + moving
         tl.store(batches_ptr, batches)
         if CUMULATIVE:
             factor = 1.0 / tl.maximum(batches, 1).to(tl.float64)
     for first in range(0, C, WIDTH):
         c = first + tl.arange(0, WIDTH)
-        there = (c < C) & moving
+        there = (c < C) & (moving > 0)
         _move(mean_ptr + c, tl.load(stats_ptr + c, there, 0.0), factor, there)
         _move(var_ptr + c, tl.load(stats_ptr + C + c, there, 0.0) * bessel, factor, there)
 
