@@ -7,7 +7,6 @@ import, runs the GPU's kernels on CPU tensors by Triton's interpreter, slowly: f
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from types import ModuleType
@@ -40,7 +39,9 @@ def family(x: Tensor) -> ModuleType:
     if x.is_cpu and not _INTERPRETING:
         assert cpu is not None
         return cpu
-    return importlib.import_module("normkit.kernels.triton")
+    from normkit.kernels import triton
+
+    return triton
 
 
 def on_cpu(x: Tensor) -> bool:

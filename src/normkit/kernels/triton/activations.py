@@ -1,5 +1,6 @@
 """The activations that follow a norm, and their derivatives, in float32: codes as `kernels.codes` has them."""
 
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 

@@ -6,6 +6,7 @@ Otherwise they are two, with the sums of the splits joined in between, and the s
 so that it begins with what the first has left in the cache.
 """
 
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 

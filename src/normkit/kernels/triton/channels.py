@@ -16,6 +16,7 @@ from normkit.kernels.triton.channel_kernels import (
     join_moments_kernel,
     join_sums_kernel,
 )
+from normkit.kernels.triton.launch import launch
 from normkit.kernels.triton.plan import INTERPRETED, Plan, plan
 
 _SUMS, _OUTPUTS, _BOTH = (True, False), (False, True), (True, True)  # the stages of a launch
@@ -202,7 +203,7 @@ def _launch(
     barrier = cut.barrier and stages == _BOTH
     arrived = torch.zeros(cut.blocks, dtype=torch.int32, device=x.device) if barrier else None
     N, C = x.shape[0], x.shape[1]
-    kernel[(cut.blocks, cut.splits)](
+    launch(kernel, (cut.blocks, cut.splits),
         x, *tensors, arrived, eps, N, C, cut.spatial, cut.size, cut.chunks, cut.per_split, cut.splits,
         cut.runs * C, *stages, source, barrier, cut.one_tile, cut.channels_last, cut.run, cut.lanes, cut.j,
         per_set, activation, _JOINED, num_warps=cut.warps, **({"launch_cooperative_grid": True} if barrier else {}),
@@ -211,7 +212,9 @@ def _launch(
 
 def _join_moments(partial: Tensor, stats: Tensor) -> None:
     sets = partial.shape[2]
-    join_moments_kernel[(-(-sets // _JOINED),)](partial, stats, sets, partial.shape[1], _JOINED, _JOINED)
+    launch(
+        join_moments_kernel, (-(-sets // _JOINED),), partial, stats, sets, partial.shape[1], _JOINED, _JOINED
+    )
 
 
 def _join_sums(
@@ -219,7 +222,7 @@ def _join_sums(
 ) -> Tensor:
     sets = partial.shape[2]
     slopes = partial.new_empty((2, sets))
-    join_sums_kernel[(-(-sets // _JOINED),)](
+    launch(join_sums_kernel, (-(-sets // _JOINED),),
         partial, sums, slopes, weight, var, eps, sets, sums.shape[2], partial.shape[1], per_set, _JOINED, _JOINED
     )  # fmt: skip
     return slopes

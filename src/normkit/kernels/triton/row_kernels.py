@@ -4,6 +4,7 @@ A tile (ROWS, RUN, LANES) takes ROWS whole rows of at most RUN * LANES elements,
 row at a time. Sums over RUN are short ones in float32; over LANES they are float64.
 """
 
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normkit.kernels.triton.launch import launch
 from normkit.kernels.triton.row_kernels import backward_kernel, columns_kernel, forward_kernel, join_kernel
 
 _WARP = 32
@@ -27,7 +28,7 @@ def forward(
     R = x.numel() // M
     y, stats = torch.empty_like(x), x.new_empty((3, R), dtype=torch.float64)
     whole, rows, run, lanes, warps = tile(M, x.element_size(), WHOLE)
-    forward_kernel[(-(-R // rows),)](
+    launch(forward_kernel, (-(-R // rows),),
         x, y, weight, bias, stats, eps, R, M, centred, whole, rows, run, lanes, num_warps=warps
     )  # fmt: skip
     return y, stats
@@ -55,15 +56,15 @@ def backward(
     fused = partial if whole else None
     launched = programs if fused is not None else -(-R // rows)
     per_program = rows * -(-R // (rows * launched))
-    backward_kernel[(launched,)](
+    launch(backward_kernel, (launched,),
         x, dy, dx, weight, stats, fused, eps, R, M, per_program, centred, whole, rows, run, lanes, num_warps=warps
     )  # fmt: skip
     if partial is not None:
         if not whole:
-            columns_kernel[(-(-M // _COLUMNS), programs)](
+            launch(columns_kernel, (-(-M // _COLUMNS), programs),
                 x, dy, stats, partial, eps, R, M, -(-R // programs), _COLUMN_ROWS, _COLUMNS, num_warps=4
             )  # fmt: skip
-        join_kernel[(-(-M // _JOINED),)](partial, dweight, dbias, programs, M, _JOINED, _JOINED)
+        launch(join_kernel, (-(-M // _JOINED),), partial, dweight, dbias, programs, M, _JOINED, _JOINED)
     return dx, dweight, dbias
 
 

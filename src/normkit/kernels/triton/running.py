@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normkit.kernels import composed
+from normkit.kernels.triton.launch import launch
 
 _WIDTH = 1024
 
@@ -66,7 +67,7 @@ def update_running(
     if stats.dim() > 2:
         return composed.update_running(running_mean, running_var, stats, count, *arguments)
     number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
-    _move_kernel[(1,)](
+    launch(_move_kernel, (1,),
         running_mean, running_var, stats, counts, num_batches_tracked, num_batches_skipped, momentum or 0.0,
         running_mean.shape[0], number, momentum is None, _WIDTH,
     )  # fmt: skip

@@ -12,6 +12,7 @@ sum over RUN is a short one in float32, in registers; from there on it is float6
 strides are run-time values; see `plan` for those of tiles.
 """
 
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 
