@@ -1,6 +1,9 @@
 """The activations that follow a norm, and their derivatives, in float32: codes as `kernels.codes` has them."""
 
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# Kernels are not Python: what Triton compiles has no types for pyright.
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalOperand=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportInvalidTypeForm=false
 import triton
 import triton.language as tl
 

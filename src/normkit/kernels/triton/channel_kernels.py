@@ -6,7 +6,10 @@ Otherwise they are two, with the sums of the splits joined in between, and the s
 so that it begins with what the first has left in the cache.
 """
 
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# Kernels are not Python: what Triton compiles has no types for pyright.
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalOperand=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportInvalidTypeForm=false
 import triton
 import triton.language as tl
 

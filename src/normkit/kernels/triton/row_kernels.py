@@ -4,7 +4,10 @@ A tile (ROWS, RUN, LANES) takes ROWS whole rows of at most RUN * LANES elements,
 row at a time. Sums over RUN are short ones in float32; over LANES they are float64.
 """
 
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# Kernels are not Python: what Triton compiles has no types for pyright.
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalOperand=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportInvalidTypeForm=false
 import triton
 import triton.language as tl
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# Kernels are not Python: what Triton compiles has no types for pyright.
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalOperand=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportInvalidTypeForm=false
 import triton
 import triton.language as tl
 from torch import Tensor

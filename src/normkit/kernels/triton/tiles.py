@@ -12,7 +12,10 @@ sum over RUN is a short one in float32, in registers; from there on it is float6
 strides are run-time values; see `plan` for those of tiles.
 """
 
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# Kernels are not Python: what Triton compiles has no types for pyright.
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalOperand=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportInvalidTypeForm=false
 import triton
 import triton.language as tl
 
