@@ -16,9 +16,11 @@ import triton.language as tl
 from normkit.kernels.triton.activations import activate, times_slope
 from normkit.kernels.triton.tiles import (
     begin,
+    centred,
     elements,
     in_two,
     join,
+    lift,
     locate,
     merged_moments,
     merged_sums,
@@ -85,10 +87,10 @@ def forward_kernel(
             var = m2 / tl.maximum(n, 1.0)
             if split == 0:
                 _store_three(stats_ptr + own, sets, exists, mean, var, mean * 0.0)
-        high, low = _centre(mean, tail_ptr, own, exists)
-        scale, shift, _ = affine(weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET)
+        factor, high, low = _centre(mean, var, tail_ptr, own, exists)
+        scale, shift, _ = affine(factor, weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET)
         if ONE_TILE:
-            z = preactivation(x, high, low, scale, shift, residual_ptr, at, inside)
+            z = preactivation(x, factor, high, low, scale, shift, residual_ptr, at, inside)
             _store(y_ptr, at, bounds, inside, activate(z, ACTIVATION))
         else:
             for step in range(steps):
@@ -97,7 +99,7 @@ def forward_kernel(
                     a, end, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J
                 )
                 x, inside = _load(x_ptr, mask_ptr, at, bounds, where)
-                z = preactivation(x, high, low, scale, shift, residual_ptr, at, inside)
+                z = preactivation(x, factor, high, low, scale, shift, residual_ptr, at, inside)
                 _store(y_ptr, at, bounds, inside, activate(z, ACTIVATION))
 
 
@@ -123,8 +125,8 @@ def backward_kernel(
     steps = tl.cdiv(end - start, STEP)
     mean = tl.load(mean_ptr + own, exists, 0.0).to(tl.float64)
     var = tl.load(var_ptr + own, exists, 1.0).to(tl.float64)
-    high, low = _centre(mean, tail_ptr, own, exists)
-    scale, shift, rstd = affine(weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET)
+    factor, high, low = _centre(mean, var, tail_ptr, own, exists)
+    scale, shift, rstd = affine(factor, weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET)
 
     dz_sum, dzx_sum, n = own * 0.0, own * 0.0, own * 0.0
     dz_sum, dzx_sum, n = dz_sum.to(tl.float64), dzx_sum.to(tl.float64), n.to(tl.float64)
@@ -134,8 +136,8 @@ def backward_kernel(
         dy = tl.load(dy_ptr + at, inside, 0.0).to(tl.float32)
     if SUMS:
         if ONE_TILE:
-            dz = _dz(x, dy, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
-            xhat = ((x - high) - low) * rstd
+            dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
+            xhat = centred(x, factor, high, low) * rstd
             dz_sum = total(dz, CHANNELS_LAST, False)
             dzx_sum = total(tl.where(inside, dz * xhat, 0.0), CHANNELS_LAST, False)
             n = _count(inside, mask_ptr, start, end, S, chunks, CHANNELS_LAST, J)
@@ -146,8 +148,8 @@ def backward_kernel(
                 at, bounds, where = locate(a, b, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J)
                 x, inside = _load(x_ptr, mask_ptr, at, bounds, where)
                 dy = tl.load(dy_ptr + at, inside, 0.0).to(tl.float32)
-                dz = _dz(x, dy, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
-                xhat = ((x - high) - low) * rstd
+                dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
+                xhat = centred(x, factor, high, low) * rstd
                 dz_sum += total(dz, CHANNELS_LAST, False)
                 dzx_sum += total(tl.where(inside, dz * xhat, 0.0), CHANNELS_LAST, False)
                 n += _count(inside, mask_ptr, a, b, S, chunks, CHANNELS_LAST, J)
@@ -163,6 +165,7 @@ def backward_kernel(
     if BARRIER:
         wait_for_all(arrived_ptr + block, splits)
     if OUTPUTS:
+        by_dz = scale * factor
         if SOURCE == SPLITS:
             dz_sum, dzx_sum, n = merged_sums(partial_ptr, sets, own, exists, splits, CHANNELS_LAST, K)
         if SOURCE == GIVEN:
@@ -177,9 +180,9 @@ def backward_kernel(
             by_xhat = (-exact * dzx_sum / tl.maximum(n, 1.0)).to(tl.float32)
             constant = (-exact * dz_sum / tl.maximum(n, 1.0)).to(tl.float32)
         if ONE_TILE:
-            dz = _dz(x, dy, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
-            xhat = ((x - high) - low) * rstd
-            _store(dx_ptr, at, bounds, inside, tl.fma(xhat, by_xhat, tl.fma(dz, scale, constant)))
+            dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
+            xhat = centred(x, factor, high, low) * rstd
+            _store(dx_ptr, at, bounds, inside, tl.fma(xhat, by_xhat, tl.fma(dz, by_dz, constant)))
             if dresidual_ptr is not None:
                 _store(dresidual_ptr, at, bounds, inside, dz)
         else:
@@ -190,9 +193,9 @@ def backward_kernel(
                 )
                 x, inside = _load(x_ptr, mask_ptr, at, bounds, where)
                 dy = tl.load(dy_ptr + at, inside, 0.0).to(tl.float32)
-                dz = _dz(x, dy, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
-                xhat = ((x - high) - low) * rstd
-                _store(dx_ptr, at, bounds, inside, tl.fma(xhat, by_xhat, tl.fma(dz, scale, constant)))
+                dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
+                xhat = centred(x, factor, high, low) * rstd
+                _store(dx_ptr, at, bounds, inside, tl.fma(xhat, by_xhat, tl.fma(dz, by_dz, constant)))
                 if dresidual_ptr is not None:
                     _store(dresidual_ptr, at, bounds, inside, dz)
 
@@ -262,11 +265,13 @@ def _count(inside, mask_ptr, first, end, S, chunks, CHANNELS_LAST: tl.constexpr,
 
 
 @triton.jit
-def _centre(mean, tail_ptr, own, exists):
-    high, low = in_two(mean)
+def _centre(mean, var, tail_ptr, own, exists):
+    """What a set is lifted by, and its mean so lifted, in two parts."""
+    factor = lift(mean, var)
+    high, low = in_two(mean * factor)
     if tail_ptr is not None:
-        low += tl.load(tail_ptr + own, exists, 0.0).to(tl.float32)
-    return high, low
+        low += (tl.load(tail_ptr + own, exists, 0.0) * factor).to(tl.float32)
+    return factor.to(tl.float32), high, low
 
 
 @triton.jit
@@ -279,10 +284,10 @@ def exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET: tl.constexp
 
 
 @triton.jit
-def affine(weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET: tl.constexpr):
-    """weight / sqrt(var + eps), bias, 1 / sqrt(var + eps): made in float64, rounded once."""
-    scale = exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET).to(tl.float32)
-    rstd = (1.0 / tl.sqrt(var + eps)).to(tl.float32)
+def affine(factor, weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET: tl.constexpr):
+    """weight / sqrt(var + eps), bias, 1 / sqrt(var + eps): made in float64, rounded once; for lifted elements."""
+    scale = exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET).to(tl.float32) / factor
+    rstd = (1.0 / tl.sqrt(var + eps)).to(tl.float32) / factor
     shift = rstd * 0.0
     if bias_ptr is not None:
         shift = tl.load(bias_ptr + (own if PER_SET else channel), exists, 0.0).to(tl.float32)
@@ -290,19 +295,19 @@ def affine(weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET: tl.con
 
 
 @triton.jit
-def preactivation(x, high, low, scale, shift, residual_ptr, at, inside):
+def preactivation(x, factor, high, low, scale, shift, residual_ptr, at, inside):
     """z = scale (x - mean) + shift + residual, the same in both passes."""
-    z = tl.fma((x - high) - low, scale, shift)
+    z = tl.fma(centred(x, factor, high, low), scale, shift)
     if residual_ptr is not None:
         z += tl.load(residual_ptr + at, inside, 0.0).to(tl.float32)
     return z
 
 
 @triton.jit
-def _dz(x, dy, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION: tl.constexpr):
+def _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION: tl.constexpr):
     """The gradient of z, 0 where an element does not count."""
     dz = dy
     if ACTIVATION != 0:
-        z = preactivation(x, high, low, scale, shift, residual_ptr, at, inside)
+        z = preactivation(x, factor, high, low, scale, shift, residual_ptr, at, inside)
         dz = tl.where(inside, times_slope(dy, z, ACTIVATION), 0.0)
     return dz

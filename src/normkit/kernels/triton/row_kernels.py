@@ -11,7 +11,7 @@ row at a time. Sums over RUN are short ones in float32; over LANES they are floa
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.tiles import in_two
+from normkit.kernels.triton.tiles import centred, in_two, lift
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -32,26 +32,26 @@ def forward_kernel(
             sums += _total(x, WIDE)
     mean = sums / M if CENTRED else sums * 0.0
     high, low = in_two(mean)
-    high, low = high[:, None, None], low[:, None, None]
     if WHOLE:
-        m2 = _squares(x, high, low, inside, M)
+        m2 = _squares(x, mean, high, low, inside, M)
     else:
         m2 = mean * 0.0
         for step in range(steps):  # backwards: it begins with what was read last
             x, inside, at, column = _load(x_ptr, row, (steps - 1 - step) * STEP, R, M, RUN, LANES)
-            m2 += _squares(x, high, low, inside, M)
+            m2 += _squares(x, mean, high, low, inside, M)
     var = m2 / M
     tl.store(stats_ptr + row, mean, row < R)
     tl.store(stats_ptr + R + row, var, row < R)
     tl.store(stats_ptr + 2 * R + row, mean * 0.0, row < R)
-    by, rest = in_two(1.0 / tl.sqrt(var + eps))
-    by, rest = by[:, None, None], rest[:, None, None]
+    factor, high, low, by, rest = _prepared(mean, var, eps)
     if WHOLE:
-        _store_output(y_ptr, weight_ptr, bias_ptr, _xhat(x, high, low, by, rest), inside, at, column, M)
+        d = centred(x, factor, high, low)
+        _store_output(y_ptr, weight_ptr, bias_ptr, d, by, rest, inside, at, column, M)
     else:
         for step in range(steps):
             x, inside, at, column = _load(x_ptr, row, step * STEP, R, M, RUN, LANES)
-            _store_output(y_ptr, weight_ptr, bias_ptr, _xhat(x, high, low, by, rest), inside, at, column, M)
+            d = centred(x, factor, high, low)
+            _store_output(y_ptr, weight_ptr, bias_ptr, d, by, rest, inside, at, column, M)
 
 
 @triton.jit(do_not_specialize=["R", "per_program"])
@@ -72,25 +72,29 @@ def backward_kernel(
     dbias = dweight
     for first in range(begin, end, ROWS):
         row = first + tl.arange(0, ROWS)
-        high, low, by, rest = _statistics(stats_ptr, row, R, eps)
+        factor, high, low, by, rest = _statistics(stats_ptr, row, R, eps)
         x, inside, at, column = _load(x_ptr, row, 0, end, M, RUN, LANES)
-        dy, xhat, g = _gradient(dy_ptr, weight_ptr, x, high, low, by, rest, inside, at, column, M)
+        dy, xhat, g = _gradient(dy_ptr, weight_ptr, x, factor, high, low, by, rest, inside, at, column, M)
         shift, tilt = _total(g, False), _total(g * xhat, False)
         if WHOLE:
             if partial_ptr is not None:
                 dweight += tl.sum(dy * xhat, 0)
                 dbias += tl.sum(dy, 0)
-            _store_gradient(dx_ptr, g, xhat, shift, tilt, by, M, inside, at, CENTRED)
+            _store_gradient(dx_ptr, g, xhat, shift, tilt, by * factor, M, inside, at, CENTRED)
         else:
             for step in range(1, steps):
                 x, inside, at, column = _load(x_ptr, row, step * STEP, end, M, RUN, LANES)
-                dy, xhat, g = _gradient(dy_ptr, weight_ptr, x, high, low, by, rest, inside, at, column, M)
+                dy, xhat, g = _gradient(
+                    dy_ptr, weight_ptr, x, factor, high, low, by, rest, inside, at, column, M
+                )
                 shift += _total(g, False)
                 tilt += _total(g * xhat, False)
             for step in range(steps):  # backwards
                 x, inside, at, column = _load(x_ptr, row, (steps - 1 - step) * STEP, end, M, RUN, LANES)
-                dy, xhat, g = _gradient(dy_ptr, weight_ptr, x, high, low, by, rest, inside, at, column, M)
-                _store_gradient(dx_ptr, g, xhat, shift, tilt, by, M, inside, at, CENTRED)
+                dy, xhat, g = _gradient(
+                    dy_ptr, weight_ptr, x, factor, high, low, by, rest, inside, at, column, M
+                )
+                _store_gradient(dx_ptr, g, xhat, shift, tilt, by * factor, M, inside, at, CENTRED)
     if partial_ptr is not None:
         column = tl.arange(0, RUN)[:, None] * LANES + tl.arange(0, LANES)[None, :]
         cells = partial_ptr + tl.program_id(0).to(tl.int64) * M + column
@@ -111,10 +115,10 @@ def columns_kernel(
     dbias = dweight
     for first in range(begin, end, ROWS):
         row = first + tl.arange(0, ROWS)
-        high, low, by, rest = _statistics(stats_ptr, row, R, eps)
+        factor, high, low, by, rest = _statistics(stats_ptr, row, R, eps)
         x, inside, at, _ = _load(x_ptr, row, tl.program_id(0) * LANES, end, M, 1, LANES)
         dy = tl.load(dy_ptr + at, inside, 0.0).to(tl.float32)
-        xhat = _xhat(x, high, low, by, rest)
+        xhat = _xhat(x, factor, high, low, by, rest)
         dweight += tl.sum(tl.sum(dy * xhat, 1), 0)
         dbias += tl.sum(tl.sum(dy, 1), 0)
     cells = partial_ptr + tl.program_id(1).to(tl.int64) * M + column
@@ -159,12 +163,12 @@ def _total(v, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _squares(x, high, low, inside, M):
-    d = tl.where(inside, (x - high) - low, 0.0)
+def _squares(x, mean, high, low, inside, M):
+    d = tl.where(inside, (x - high[:, None, None]) - low[:, None, None], 0.0)
     m2 = _total(d * d, False)
     # Squares beyond float32, or too small for all its bits. Rare, and constant rows; then in float64.
     if tl.max(((m2 > 1e37) | (m2 < M * 1e-30)).to(tl.int32), 0) > 0:
-        wide = d.to(tl.float64)
+        wide = tl.where(inside, x.to(tl.float64) - mean[:, None, None], 0.0)
         exact = _total(wide * wide, True)
         m2 = tl.where(
             (m2 > 1e37) | (m2 < M * 1e-30), exact, m2
@@ -173,45 +177,56 @@ def _squares(x, high, low, inside, M):
 
 
 @triton.jit
-def _xhat(x, high, low, by, rest):
-    """(x - mean) / sqrt(var + eps), the factor in two parts: its rounding would be one too many."""
-    d = (x - high) - low
+def _xhat(x, factor, high, low, by, rest):
+    """(x - mean) / sqrt(var + eps), the second factor in two parts: its rounding would be one too many."""
+    d = centred(x, factor, high, low)
     return tl.fma(d, by, d * rest)
 
 
 @triton.jit
-def _store_output(y_ptr, weight_ptr, bias_ptr, y, inside, at, column, M):
+def _store_output(y_ptr, weight_ptr, bias_ptr, d, by, rest, inside, at, column, M):
+    """weight d (by + rest) + bias; the product of weight and factor in two parts, so that y is rounded once."""
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + column, column < M, 0.0).to(tl.float32)[None, :, :]
+        product = weight * by
+        rest = tl.fma(weight, by, -product) + weight * rest
+        by = product
+    small = d * rest
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + column, column < M, 0.0).to(tl.float32)[None, :, :]
-        if weight_ptr is not None:
-            y = tl.fma(y, weight, bias)
-        else:
-            y += bias
-    elif weight_ptr is not None:
-        y *= weight
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), inside)
+        small += tl.load(bias_ptr + column, column < M, 0.0).to(tl.float32)[None, :, :]
+    tl.store(y_ptr + at, tl.fma(d, by, small).to(y_ptr.dtype.element_ty), inside)
 
 
 @triton.jit
 def _statistics(stats_ptr, row, R, eps):
-    """The mean and 1 / sqrt(var + eps) of rows, each in two parts."""
     mean = tl.load(stats_ptr + row, row < R, 0.0)
-    var = tl.load(stats_ptr + R + row, row < R, 1.0)
-    high, low = in_two(mean)
-    by, rest = in_two(1.0 / tl.sqrt(var + eps))
-    return high[:, None, None], low[:, None, None], by[:, None, None], rest[:, None, None]
+    return _prepared(mean, tl.load(stats_ptr + R + row, row < R, 1.0), eps)
 
 
 @triton.jit
-def _gradient(dy_ptr, weight_ptr, x, high, low, by, rest, inside, at, column, M):
+def _prepared(mean, var, eps):
+    """What rows are lifted by, and so lifted the mean in two parts and 1 / sqrt(var + eps) in two parts."""
+    factor = lift(mean, var)
+    high, low = in_two(mean * factor)
+    by, rest = in_two(1.0 / (tl.sqrt(var + eps) * factor))
+    factor = factor.to(tl.float32)
+    return (
+        factor[:, None, None],
+        high[:, None, None],
+        low[:, None, None],
+        by[:, None, None],
+        rest[:, None, None],
+    )
+
+
+@triton.jit
+def _gradient(dy_ptr, weight_ptr, x, factor, high, low, by, rest, inside, at, column, M):
     """dy, xhat, and weight dy."""
     dy = tl.load(dy_ptr + at, inside, 0.0).to(tl.float32)
     g = dy
     if weight_ptr is not None:
         g = dy * tl.load(weight_ptr + column, column < M, 0.0).to(tl.float32)[None, :, :]
-    return dy, tl.where(inside, _xhat(x, high, low, by, rest), 0.0), g
+    return dy, tl.where(inside, _xhat(x, factor, high, low, by, rest), 0.0), g
 
 
 @triton.jit

@@ -22,7 +22,7 @@ _JOINED = 32
 
 
 def forward(
-    x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool
+    x: Tensor, M: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
     """y; mean, biased variance and 0 of each row (3, rows)."""
     R = x.numel() // M
@@ -41,7 +41,7 @@ def backward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    centred: bool,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias."""
     R = stats.shape[1]

@@ -94,6 +94,21 @@ def in_two(mean):
 
 
 @triton.jit
+def lift(mean, var):
+    """The power of two by which a set is multiplied while it is centred: 1, but 2^24 for sets of tiny numbers.
+
+    Beside numbers below float32's normal ones the second part of a mean would be rounded to nothing.
+    """
+    return tl.where((tl.abs(mean) < 1e-18) & (var < 1e-36), 16777216.0, 1.0)
+
+
+@triton.jit
+def centred(x, factor, high, low):
+    """factor x - mean, the mean lifted by the factor already and in two parts."""
+    return tl.fma(x, factor, -high) - low
+
+
+@triton.jit
 def moments(x, inside, n, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """Mean and centred sum of squares of a tile that is 0 outside, n elements to a set."""
     mean = total(x, CHANNELS_LAST, WIDE) / tl.maximum(n, 1.0)
@@ -103,7 +118,7 @@ def moments(x, inside, n, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     # Squares beyond float32, or too small for all its bits. Rare, and constant sets; then in float64.
     odd = (m2 > 1e37) | (m2 < n * 1e-30)
     if tl.max(odd.to(tl.int32) + tl.zeros([1], tl.int32), 0) > 0:
-        wide = d.to(tl.float64)
+        wide = tl.where(inside, x.to(tl.float64) - mean, 0.0)
         m2 = total(wide * wide, CHANNELS_LAST, True)
     return mean, m2
 
