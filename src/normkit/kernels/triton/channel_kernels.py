@@ -286,8 +286,9 @@ def exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET: tl.constexp
 @triton.jit
 def affine(factor, weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET: tl.constexpr):
     """weight / sqrt(var + eps), bias, 1 / sqrt(var + eps): made in float64, rounded once; for lifted elements."""
-    scale = exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET).to(tl.float32) / factor
-    rstd = (1.0 / tl.sqrt(var + eps)).to(tl.float32) / factor
+    lifted = factor.to(tl.float64)  # a division in float32 would be an approximation on a GPU
+    scale = (exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET) / lifted).to(tl.float32)
+    rstd = (1.0 / (tl.sqrt(var + eps) * lifted)).to(tl.float32)
     shift = rstd * 0.0
     if bias_ptr is not None:
         shift = tl.load(bias_ptr + (own if PER_SET else channel), exists, 0.0).to(tl.float32)
