@@ -10,7 +10,7 @@ import torch
 from ptx import Compiled, compiled
 
 from normkit.kernels.triton import channel_kernels, row_kernels, rows, running
-from normkit.kernels.triton.plan import SIZES, _plan
+from normkit.kernels.triton.plan import SIZES, _plan, sizes
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 # A few registers that do not fit lie in the first-level cache; more would cost what the kernel is there to save.
@@ -46,7 +46,6 @@ def check(made: Compiled, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_largest_tile_around_a_barrier(dtype, channels_last, tmp_path):
     """x, and backward dy too, stay in registers from the sums to the outputs."""
-    constants = channel_constants(dtype, SIZES[-1], channels_last, barrier=True)
     for kernel, tensors in (
         (channel_kernels.forward_kernel, ("x_ptr", "y_ptr")),
         (channel_kernels.backward_kernel, ("x_ptr", "dy_ptr", "dx_ptr")),
@@ -55,7 +54,9 @@ def test_largest_tile_around_a_barrier(dtype, channels_last, tmp_path):
         pointers = {name: of for name, of in pointers.items() if name in kernel.arg_names}
         if "slopes_ptr" in kernel.arg_names:
             del pointers["slopes_ptr"]
-        made = compiled(kernel, pointers, constants, SIZES[-1][0], 90, tmp_path)
+        size = sizes(channels_last, kernel is channel_kernels.backward_kernel)[-1]
+        constants = channel_constants(dtype, size, channels_last, barrier=True)
+        made = compiled(kernel, pointers, constants, size[0], 90, tmp_path)
         check(made, dtype)
         assert re.findall(r"atom\.[\w.]*", made.ptx) == ["atom.global.gpu.acq_rel.add.u32"], "arrival alone"
         assert "ld.global.gpu.acquire.b32" in made.ptx, "looking whether all have arrived"

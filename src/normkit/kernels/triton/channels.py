@@ -104,7 +104,7 @@ def gradient_sums(
     per_set: bool,
 ) -> Tensor:
     """Sums of dz and of dz xhat, and the count, of each set: (3, runs, C) in float64."""
-    cut = plan(x, size)
+    cut = plan(x, size, backward=True)
     partial, sums = _partial(x, cut), _statistics(x, cut)
     operands = x, dy, None, None, weight, bias, residual, mask, mean, var, tail, None, sums, partial
     _backward(cut, _SUMS, SPLITS, *operands, eps, activation, per_set)
@@ -129,7 +129,7 @@ def input_gradient(
     per_set: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """dx and dresidual by given slopes (2, runs, C) in float64, None where statistics are constants."""
-    cut = plan(x, size)
+    cut = plan(x, size, backward=True)
     dx, dresidual = torch.empty_like(x), None if residual is None else torch.empty_like(x)
     operands = x, dy, dx, dresidual, weight, bias, residual, mask, mean, var, tail, slopes, None, None
     _backward(cut, _OUTPUTS, GIVEN, *operands, eps, activation, per_set)
@@ -150,7 +150,7 @@ def backward(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """dx, dresidual, and sums (3, runs, C) as `gradient_sums` has them, with the statistics of x itself."""
-    cut = plan(x, size)
+    cut = plan(x, size, backward=True)
     dx, dresidual = torch.empty_like(x), None if residual is None else torch.empty_like(x)
     sums = _statistics(x, cut)
     operands = x, dy, dx, dresidual, weight, bias, residual, mask, mean, var, None

@@ -3,7 +3,8 @@
 A tile is J neighbours in memory times LANES pieces over the threads times a short RUN in the registers of each. J is
 256, 64 or 16, the widest that a channel's positions (contiguous) or the channels (channels last) fill. LANES follows
 from the threads and from 16 bytes a thread at once. Threads and elements are one of `SIZES`, of which the largest is
-what registers hold of x and dy without spilling. So for each dtype, layout and set of options there are at most 3 x 3
+what registers hold without spilling; backward, channels last, whose numbers for J sets take registers too, it is the
+one before. So for each dtype, layout and set of options there are at most 3 x 3
 tiles, one launch or two, whatever the shapes; Triton itself compiles once more for sizes that are 1, and for those
 that 16 divides. Nothing is tuned by trial.
 
@@ -26,7 +27,7 @@ INTERPRETED = isinstance(forward_kernel, InterpretedFunction)
 
 _WARP = 32
 SIZES = ((4, 2048), (8, 8192), (16, 16384))  # warps and elements of a tile
-_STREAMED, _LARGEST = SIZES[1], SIZES[-1]  # where a set passes through, and around a barrier
+_STREAMED = SIZES[1]  # where a set passes through
 PROGRAMS = 1024  # that a call is cut into where sets pass through: some for each processor of any device
 _LEAST_STEPS = 2  # of tiles, that are worth a program then
 _CACHED = 16 << 20  # bytes that surely stay in the L2 from one stage to the next
@@ -58,11 +59,19 @@ class Plan:
         return self.splits == 1 or self.barrier
 
 
-def plan(x: Tensor, size: int) -> Plan:
+def plan(x: Tensor, size: int, backward: bool = False) -> Plan:
     """The cut of x (N, C, *), `size` samples sharing statistics."""
     N, C = x.shape[0], x.shape[1]
     spatial = x[0, 0].numel()
-    return _plan(N, C, spatial, min(size, N), is_channels_last(x), x.element_size(), _processors(x.device))
+    cut = sizes(is_channels_last(x), backward)
+    return _plan(
+        N, C, spatial, min(size, N), is_channels_last(x), x.element_size(), _processors(x.device), cut
+    )
+
+
+def sizes(channels_last: bool, backward: bool) -> tuple[tuple[int, int], ...]:
+    """Those of `SIZES` that registers hold."""
+    return SIZES[:-1] if backward and channels_last else SIZES
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -72,7 +81,14 @@ def is_channels_last(x: Tensor) -> bool:
 
 @lru_cache(4096)  # of shapes, which may be new in every call
 def _plan(
-    N: int, C: int, spatial: int, size: int, channels_last: bool, bytes_each: int, processors: int
+    N: int,
+    C: int,
+    spatial: int,
+    size: int,
+    channels_last: bool,
+    bytes_each: int,
+    processors: int,
+    sizes: tuple[tuple[int, int], ...] = SIZES,
 ) -> Plan:
     extent = C if channels_last else spatial
     j = 256 if extent > 64 and not channels_last else 64 if extent > 16 else 16
@@ -93,12 +109,12 @@ def _plan(
             one_tile=per_split == tile, barrier=barrier and splits > 1,
         )  # fmt: skip
 
-    for tile in SIZES:
+    for tile in sizes:
         if pieces * j <= tile[1]:  # a set is one tile: nobody to wait for
             return cut(tile, 1, False)
     at_once = processors // blocks
     if at_once > 1:
-        chosen = cut(_LARGEST, at_once, True)
+        chosen = cut(sizes[-1], at_once, True)
         if chosen.one_tile or N * C * spatial * bytes_each <= _CACHED:
             return chosen
     steps = -(-pieces * j // _STREAMED[1])
