@@ -253,12 +253,9 @@ def blended(
     """
     tensors = x, known_mean, known_var, weight, bias, residual, share
     recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-    if (
-        recorded
-        or compiled is None
-        or compiled.is_watched()
-        or _choose(x, weight, bias, residual) is composed
-    ):
+    if recorded or not families.on_cpu(x) or compiled.is_watched():
+        return None
+    if _choose(x, weight, bias, residual) is composed:
         return None
     return compiled.blended(
         x, known_mean, known_var, float(share), weight, bias, eps, activation, residual, mask, per_sample
@@ -312,7 +309,7 @@ def mixed(
 
         combine(mean, var, count, *known, *shares, weight, bias) -> mean, var, weight, bias
     """
-    if compiled is None or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
+    if not families.on_cpu(x) or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
         return None
     known_mean, known_var = known
     if known_mean is None or known_var is None:
