@@ -343,7 +343,6 @@ def update_running(
     """Move running statistics (C) in place towards the rows of stats; see `statistics.update_running_`."""
     arguments = momentum, num_batches_tracked, num_batches_skipped
     if is_plain(running_mean) and running_var.dtype == running_mean.dtype:  # most often, and soon found out
-        assert compiled is not None
         compiled.update_running(running_mean, running_var, stats, count, *arguments)
     elif _traced(running_mean):
         number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
