@@ -278,8 +278,8 @@ def renorm(
     """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
     backend = _choose(x, weight, bias, residual)
     seen = backend is composed or backend.is_watched()
-    limited = isinstance(r_max, Tensor) or isinstance(d_max, Tensor)
-    if _renorm is None or seen or limited or not families.on_cpu(x):
+    fused = _renorm is not None and not seen and families.on_cpu(x)
+    if _renorm is None or not fused or isinstance(r_max, Tensor) or isinstance(d_max, Tensor):
         through = composed.combined if seen else _engine.combined
         return composed.renorm(
             x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask, through
