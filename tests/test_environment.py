@@ -44,6 +44,9 @@ def test_env_tells_versions_and_kernels() -> None:
     assert found["CPU"].endswith(f", {os.cpu_count()} cores")
     assert found["kernels"] == normkit.kernels.explain(torch.empty(8, 4))
     assert found["extra lab"] == "installed"
+    assert (
+        torch.cuda.is_available() or found["GPU kernels"] == f"torch {torch.__version__} sees no CUDA device"
+    )
 
 
 def test_env_tells_what_the_extension_was_built_with() -> None:

@@ -59,7 +59,10 @@ def test_backend_can_be_forced() -> None:
 
 def test_unknown_backend_is_named() -> None:
     told = explained("nk.LayerNorm(3)(torch.ones(2, 3))", NORMKIT_BACKEND="composd")
-    assert "unknown NORMKIT_BACKEND 'composd': choose from compiled, composed; did you mean" in told.stderr
+    assert (
+        "unknown NORMKIT_BACKEND 'composd': choose from compiled, composed, triton; did you mean"
+        in told.stderr
+    )
 
 
 def test_dispatch_modes_see_the_operator() -> None:

@@ -28,6 +28,7 @@ def describe() -> str:
         "CPU": cpu,
         "extension": _extension,
         "kernels": _kernels,
+        "GPU kernels": _gpu_kernels,
         **{f"extra {name}": lambda name=name: _extra(name) for name in _extras()},
     }
     width = max(map(len, facts))
@@ -74,6 +75,13 @@ def _kernels() -> str:
     torch = importlib.import_module("torch")
     explain = importlib.import_module("normkit.kernels").explain
     return explain(torch.empty(8, 4))
+
+
+def _gpu_kernels() -> str:
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    return importlib.import_module("normkit.kernels").explain(torch.empty(8, 4, device="cuda"))
 
 
 def _extras() -> list[str]:

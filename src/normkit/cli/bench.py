@@ -26,6 +26,7 @@ def speed(
     markdown: Annotated[
         Path | None, typer.Option(help="Write the costs of the family, beside batch norm, here as Markdown.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: the rows and peers of a GPU.")] = "cpu",
 ) -> None:
     """Measure the layers beside torch, torch.compile, JAX and the memory bus.
 
@@ -35,8 +36,13 @@ def speed(
     [bold]normkit bench accuracy[/bold] measures errors instead of times.
     """
     if context.invoked_subcommand is not None:
-        return
+        return None
     check_writable(json, markdown)
+    if device != "cpu":
+        only_cpu = {"--networks": networks, "--threads": threads, "--markdown": markdown}
+        return _on_gpu(
+            device, rows, quick, repeats, json, [name for name, value in only_cpu.items() if value]
+        )
     from normkit.bench import speed as measure
     from normkit.bench import table
     from normkit.bench.result import to_json
@@ -53,6 +59,26 @@ def speed(
     table.print_table(result)
     write(json, to_json(result))
     write(markdown, table.family_markdown(result))
+    return None
+
+
+def _on_gpu(
+    device: str, rows: str, quick: bool, repeats: int | None, json: Path | None, others: list[str]
+) -> None:
+    """The benchmark of GPUs, whose rows and peers are others."""
+    from normkit.bench import cuda as measure
+    from normkit.bench import cuda_table
+    from normkit.bench.result import to_json
+    from normkit.errors import InputError, unknown
+
+    if device != "cuda":
+        raise unknown("device", device, ("cpu", "cuda"))
+    if others:
+        raise InputError(f"{', '.join(others)} belong to --device cpu: leave them out with --device cuda")
+    with bar("measurements") as move:
+        result = measure.run(words(rows) or measure.KEYS, repeats, quick, move)
+    cuda_table.print_table(result)
+    write(json, to_json(result))
 
 
 @bench.command()

@@ -1,8 +1,8 @@
 """The way from a norm to the code that computes it: which backend runs, and why.
 
-A backend is a module with the same five functions: `compiled` on the kernels of `cpu`, and `composed` of
-torch operations, which runs everywhere. `NORMKIT_BACKEND=composed`, set before the import, leaves the choice
-at that.
+A backend is a module with the same five functions: `compiled` on the kernels of `cpu` and, for CUDA tensors, of
+`triton`; and `composed` of torch operations, which runs everywhere. `NORMKIT_BACKEND=composed`, set before the import,
+leaves the choice at that; `NORMKIT_BACKEND=triton` has the GPU's kernels interpreted, see `families`.
 """
 
 from __future__ import annotations
@@ -20,32 +20,26 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from normkit.errors import unknown
-from normkit.kernels import composed
+from normkit.kernels import combined as _engine
+from normkit.kernels import compiled, composed, families
 from normkit.kernels.composed import Combine, Running
 from normkit.kernels.composed import correct as correct
 from normkit.kernels.recomputation import recomputing
 from normkit.kernels.runs import values_of_runs as values_of_runs
 
-try:
-    from normkit.kernels import combined as _engine
-    from normkit.kernels import compiled
+if families.cpu is not None:
     from normkit.kernels import mixed as _mixed
     from normkit.kernels import renorm as _renorm
     from normkit.kernels import straight as _straight
-except ImportError as failure:  # installed without a compiler
-    if "NORMKIT_ISA" in str(failure):
-        raise
-    compiled = _engine = _mixed = _renorm = _straight = None
-    _missing = f"the compiled extension is not there ({failure})"
 else:
-    _missing = None
+    _mixed = _renorm = _straight = None
 
 __all__ = ["ACTIVATIONS", "explain", "release_memory"]
 
 ACTIVATIONS = tuple(composed.ACTIVATIONS)
 
 _OF_TORCH = (Tensor, Parameter)
-_BACKENDS = ("compiled", "composed")
+_BACKENDS = ("compiled", "composed", "triton")
 _ASKED = os.environ.get("NORMKIT_BACKEND", "compiled")
 
 
@@ -68,13 +62,8 @@ def explain(x: Tensor) -> str:
     >>> explain(torch.ones(2, 3, device="meta"))
     'composed: no compiled kernels for meta tensors'
     """
-    if compiled is None:
-        return f"composed: {_missing}"
-    reason = _against(x, compiled)
-    if reason is not None:
-        return f"composed: {reason}"
-    facts = compiled.cpu.describe()
-    return f"compiled: CPU kernels for {facts['instruction_set']}, built by {facts['compiler']}"
+    reason = _against(x)
+    return f"compiled: {families.describe(x)}" if reason is None else f"composed: {reason}"
 
 
 def release_memory() -> int:
@@ -83,14 +72,14 @@ def release_memory() -> int:
     Outputs of 2 MiB and more lie in memory that is used again once they are gone, because fresh pages cost more
     than the norm itself. It is never more than such outputs once took up at the same time. On Linux alone.
     """
-    return 0 if compiled is None else compiled.cpu.release_memory()
+    return 0 if families.cpu is None else families.cpu.release_memory()
 
 
 def _choose(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> ModuleType:
     """The backend that computes norms of x with these parameters, whose dtypes the kernels must know."""
-    if compiled is None or _against(x, compiled) is not None:
+    if _against(x) is not None:
         return composed
     if residual is not None and residual.dtype != x.dtype:
         return composed
@@ -102,16 +91,15 @@ def _choose(
     return compiled
 
 
-def _against(x: Tensor, compiled: ModuleType) -> str | None:
+def _against(x: Tensor) -> str | None:
     """Why the compiled kernels do not take x; None where they do."""
-    if _ASKED != "compiled":
-        if _ASKED not in _BACKENDS:
-            raise unknown("NORMKIT_BACKEND", _ASKED, _BACKENDS)
+    if _ASKED not in _BACKENDS:
+        raise unknown("NORMKIT_BACKEND", _ASKED, _BACKENDS)
+    if _ASKED == "composed":
         return "NORMKIT_BACKEND asks for it"
-    if not x.is_cpu:
-        return f"no compiled kernels for {x.device.type} tensors"
-    if x.dtype not in compiled.cpu.DTYPES:
-        return f"no compiled kernels for {x.dtype}"
+    reason = families.against(x)
+    if reason is not None:
+        return reason
     if get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
         return "torch.func transforms and forward-mode differentiation take torch operations"
     if _get_tracing_state():
@@ -226,7 +214,6 @@ def combined(
     """
     backend = _choose(x, residual=residual)
     engine = composed if backend is composed or backend.is_watched() else _engine
-    assert engine is not None
     return engine.combined(x, combine, parameters, eps, per_sample, activation, residual, mask)
 
 
@@ -264,12 +251,9 @@ def blended(
     """
     tensors = x, known_mean, known_var, weight, bias, residual, share
     recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-    if (
-        recorded
-        or compiled is None
-        or compiled.is_watched()
-        or _choose(x, weight, bias, residual) is composed
-    ):
+    if recorded or not families.on_cpu(x) or compiled.is_watched():
+        return None
+    if _choose(x, weight, bias, residual) is composed:
         return None
     return compiled.blended(
         x, known_mean, known_var, float(share), weight, bias, eps, activation, residual, mask, per_sample
@@ -290,16 +274,13 @@ def renorm(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Batch renorm of x (N, C, *) towards known statistics (C), with r and d in the limits: y; moments; count."""
-    seen = compiled is None or compiled.is_watched()
-    if (
-        _renorm is None
-        or seen
-        or isinstance(r_max, Tensor)
-        or isinstance(d_max, Tensor)
-        or _choose(x, weight, bias, residual) is composed
-    ):
+    backend = _choose(x, weight, bias, residual)
+    seen = backend is composed or backend.is_watched()
+    fused = _renorm is not None and not seen and families.on_cpu(x)
+    if _renorm is None or not fused or isinstance(r_max, Tensor) or isinstance(d_max, Tensor):
+        through = composed.combined if seen else _engine.combined
         return composed.renorm(
-            x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
+            x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask, through
         )
     return _renorm.renorm(
         x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, mask
@@ -326,7 +307,7 @@ def mixed(
 
         combine(mean, var, count, *known, *shares, weight, bias) -> mean, var, weight, bias
     """
-    if compiled is None or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
+    if not families.on_cpu(x) or compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
         return None
     known_mean, known_var = known
     if known_mean is None or known_var is None:
@@ -344,8 +325,8 @@ def mixed(
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether x is a tensor of the compiled kernels that nobody traces: numbers on its device are there to be read."""
-    return compiled is not None and _against(x, compiled) is None and not compiled.is_watched()
+    """Whether x is a tensor of the CPU's kernels that nobody traces: its numbers are there to be read."""
+    return families.on_cpu(x) and _against(x) is None and not compiled.is_watched()
 
 
 def update_running(
@@ -360,7 +341,6 @@ def update_running(
     """Move running statistics (C) in place towards the rows of stats; see `statistics.update_running_`."""
     arguments = momentum, num_batches_tracked, num_batches_skipped
     if is_plain(running_mean) and running_var.dtype == running_mean.dtype:  # most often, and soon found out
-        assert compiled is not None
         compiled.update_running(running_mean, running_var, stats, count, *arguments)
     elif _traced(running_mean):
         number, counts = (0, count) if isinstance(count, Tensor) else (count, None)
@@ -377,10 +357,8 @@ def _traced(running_mean: Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return get_dynamic_layer_stack_depth() == 0
-    watched = (
-        compiled is not None and compiled.is_watched()
-    )  # by a dispatch mode, which the kernels would pass by
-    return watched and _choose(running_mean) is not composed
+    # By a dispatch mode, which the kernels would pass by.
+    return compiled.is_watched() and _choose(running_mean) is not composed
 
 
 @torch.library.custom_op(

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch._C import _has_storage  # pyright: ignore
 
-from normkit.kernels import compiled, composed, cpu
+from normkit.kernels import compiled, composed
+from normkit.kernels.codes import ACTIVATIONS
 from normkit.kernels.composed import Combine
+from normkit.kernels.families import family, on_cpu
 from normkit.kernels.functions import applied
 
 
@@ -56,19 +58,21 @@ class _Combined(torch.autograd.Function):
         ctx: Any, plain: Any, x: Tensor, residual: Tensor | None, mask: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         combine, count, eps, per_sample, activation = plain
-        stats, _ = cpu.channels_moments(x, mask, per_sample)
+        stats, _ = family(x).channels_moments(x, mask, per_sample)
         mean, var = (row.requires_grad_(ctx.needs_input_grad[1]) for row in stats[:2].clone())
         leaves = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
         with torch.enable_grad():
             used = combine(mean, var, count, *leaves)
             used = [None if u is None else u.double().expand(mean.shape) for u in used]
         settled = [None if u is None else u.detach().contiguous() for u in used]
-        tail = stats[2] if settled[0] is not None and torch.equal(settled[0], stats[0]) else None
-        y = cpu.channels_normalize(
+        # The GPU's statistics have no tail, and their values are not waited for.
+        same = on_cpu(x) and settled[0] is not None and torch.equal(settled[0], stats[0])
+        tail = stats[2] if same else None
+        y = family(x).channels_normalize(
             x,
             *settled,
             eps,
-            cpu.ACTIVATIONS[activation],
+            ACTIVATIONS[activation],
             residual,
             mask,
             tail,  # pyright: ignore
@@ -89,9 +93,9 @@ class _Combined(torch.autograd.Function):
             return again(ctx.plain, dy, x, residual, mask, *parameters)
         _, count, eps, _, activation = ctx.plain
         mean, var, leaves, used, (m, v, w, b) = ctx.small
-        arguments = w, b, eps, cpu.ACTIVATIONS[activation], residual, mask, tail
+        arguments = w, b, eps, ACTIVATIONS[activation], residual, mask, tail
         dy = compiled.like(dy, x)
-        dz, dz_xhat = cpu.channels_gradient_sums(x, dy, m, v, *arguments)
+        dz, dz_xhat = family(x).channels_gradient_sums(x, dy, m, v, *arguments)
         deviation = (v + eps).sqrt()
         scale = 1 / deviation if w is None else w / deviation
         upstream = -scale * dz, -scale * dz_xhat / (2 * deviation), dz_xhat, dz
@@ -102,7 +106,7 @@ class _Combined(torch.autograd.Function):
             d_mean = torch.zeros_like(m) if d_mean is None else d_mean
             d_var = torch.zeros_like(m) if d_var is None else d_var
             slopes = torch.stack((2 * d_var * deviation / n, (d_mean + 2 * d_var * (m - mean)) / n)).detach()
-            dx, dresidual = cpu.channels_input_gradient(x, dy, m, v, slopes, *arguments)
+            dx, dresidual = family(x).channels_input_gradient(x, dy, m, v, slopes, *arguments)
         return None, dx, dresidual, None, *d_parameters
 
 

@@ -1,4 +1,4 @@
-"""The five functions of a backend on compiled kernels: autograd around the primitives of `cpu`.
+"""The five functions of a backend on compiled kernels: autograd around the primitives of a `family`.
 
 Two ways lead to the same primitives. Plain tensors take an autograd function, the cheapest call there is.
 Where somebody watches the dispatcher (torch.compile, torch.export, a dispatch mode) they take the custom
@@ -18,7 +18,9 @@ from torch._C import _has_storage, _len_torch_dispatch_stack  # pyright: ignore
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
-from normkit.kernels import composed, cpu
+from normkit.kernels import composed
+from normkit.kernels.codes import ACTIVATIONS
+from normkit.kernels.families import family
 from normkit.kernels.functions import applied
 
 Kind = Literal["channels", "ghosts", "given", "groups", "filters", "layer", "rms"]
@@ -71,8 +73,8 @@ def blended(
     residual = None if residual is None else like(residual, x)
     weight, bias, mask = contiguous(weight), contiguous(bias), contiguous(mask)
     known = known_mean.contiguous(), known_var.to(known_mean.dtype).contiguous()
-    code = cpu.ACTIVATIONS[activation]
-    y, stats = cpu.blend_forward(x, *known, share, per_sample, weight, bias, eps, code, residual, mask)
+    code = ACTIVATIONS[activation]
+    y, stats = family(x).blend_forward(x, *known, share, per_sample, weight, bias, eps, code, residual, mask)
     values = x.numel() // (x.shape[1] * (x.shape[0] if per_sample else 1))
     return y, stats, values if mask is None else mask.sum().double()
 
@@ -136,7 +138,7 @@ def update_running(
         or not (running_mean.is_contiguous() and running_var.is_contiguous() and stats.is_contiguous())
     ):
         return composed.update_running(running_mean, running_var, stats, count, *arguments)
-    cpu.update_running(running_mean, running_var, stats, count, *arguments)
+    family(running_mean).update_running(running_mean, running_var, stats, count, *arguments)
     changed = (running_mean, running_var, num_batches_tracked, num_batches_skipped)
     increment_version([b for b in changed if b is not None])  # autograd must see what happened in place
     return None
@@ -211,19 +213,19 @@ def forward(
 
     `size` is the number of groups, of axes in a row, or of samples that share statistics.
     """
-    code = cpu.ACTIVATIONS[activation]
+    code = ACTIVATIONS[activation]
     if kind == "channels":
-        return cpu.channels_forward(x, weight, bias, eps, code, residual, mask)[:2]
+        return family(x).channels_forward(x, weight, bias, eps, code, residual, mask)[:2]
     if kind == "given":
         assert mean is not None
         assert var is not None
-        y = cpu.channels_normalize(x, mean, var, weight, bias, eps, code, residual, mask)
+        y = family(x).channels_normalize(x, mean, var, weight, bias, eps, code, residual, mask)
         return y, x.new_empty(0)
     if kind == "ghosts":
-        return cpu.ghosts_forward(x, size, weight, bias, eps, code, residual, mask)
+        return family(x).ghosts_forward(x, size, weight, bias, eps, code, residual, mask)
     if kind in ("groups", "filters"):
-        return cpu.groups_forward(x, size, weight, bias, eps, code, kind == "groups")
-    return cpu.rows_forward(x, _row(x, size), weight, bias, eps, kind == "layer")
+        return family(x).groups_forward(x, size, weight, bias, eps, code, kind == "groups")
+    return family(x).rows_forward(x, _row(x, size), weight, bias, eps, kind == "layer")
 
 
 def _backward(
@@ -242,18 +244,20 @@ def _backward(
     activation: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and residual; dy lies in memory as x does."""
-    code = cpu.ACTIVATIONS[activation]
+    code = ACTIVATIONS[activation]
     if kind == "channels":
-        return cpu.channels_backward(x, dy, stats, weight, bias, eps, code, residual, mask)
+        return family(x).channels_backward(x, dy, stats, weight, bias, eps, code, residual, mask)
     if kind == "given":
         assert mean is not None
         assert var is not None
-        return cpu.channels_backward_evaluation(x, dy, mean, var, weight, bias, eps, code, residual, mask)
+        return family(x).channels_backward_evaluation(
+            x, dy, mean, var, weight, bias, eps, code, residual, mask
+        )
     if kind == "ghosts":
-        return cpu.ghosts_backward(x, dy, stats, size, weight, bias, eps, code, residual, mask)
+        return family(x).ghosts_backward(x, dy, stats, size, weight, bias, eps, code, residual, mask)
     if kind in ("groups", "filters"):
-        return *cpu.groups_backward(x, dy, stats, weight, bias, eps, code, kind == "groups"), None
-    return *cpu.rows_backward(x, dy, stats, weight, bias, eps, kind == "layer"), None
+        return *family(x).groups_backward(x, dy, stats, weight, bias, eps, code, kind == "groups"), None
+    return *family(x).rows_backward(x, dy, stats, weight, bias, eps, kind == "layer"), None
 
 
 def _composed(
@@ -384,7 +388,7 @@ _operator = torch.library.custom_op(
     "normkit::normalize",
     forward,
     mutates_args=(),
-    device_types="cpu",
+    device_types=("cpu", "cuda"),
     schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)",
 )
 _operator.register_autograd(
@@ -412,7 +416,7 @@ def _(kind: Kind, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op(
     "normkit::normalize_backward",
     mutates_args=(),
-    device_types="cpu",
+    device_types=("cpu", "cuda"),
     schema=f"(Tensor dy, Tensor stats, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_operator(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -430,7 +434,7 @@ def _(dy: Tensor, stats: Tensor, kind: Kind, *arguments: Any) -> tuple[Tensor, .
 
 def native(x: Tensor) -> Tensor:
     """As it lies in memory where the kernels read it so, else a contiguous copy."""
-    return x if x.is_contiguous() or cpu.native(x) else x.contiguous()
+    return x if x.is_contiguous() or x.movedim(1, -1).is_contiguous() else x.contiguous()
 
 
 def contiguous(t: Tensor | None) -> Tensor | None:

@@ -199,8 +199,12 @@ def renorm(
     activation: str | None,
     residual: Tensor | None,
     mask: Tensor | None,
+    through: Callable[..., tuple[Tensor, Tensor, int | Tensor]] = combined,
 ) -> tuple[Tensor, Tensor, int | Tensor]:
-    """Batch renorm of x (N, C, *) towards known statistics (C): y; mean and biased variance in rows (2, C); count."""
+    """Batch renorm of x (N, C, *) towards known statistics (C): y; mean and biased variance in rows (2, C); count.
+
+    `through` is the `combined` of any backend.
+    """
 
     def combine(
         mean: Tensor, var: Tensor, count: object, weight: Tensor | None = None, bias: Tensor | None = None
@@ -208,7 +212,7 @@ def renorm(
         return correct(r_max, d_max, eps, mean, var, known_mean, known_var, weight, bias)
 
     affine = [p for p in (weight, bias) if p is not None]
-    return combined(x, combine, affine, eps, False, activation, residual, mask)
+    return through(x, combine, affine, eps, False, activation, residual, mask)
 
 
 def correct(

@@ -23,13 +23,10 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from normkit.kernels.codes import ACTIVATIONS as ACTIVATIONS
 from normkit.kernels.cpu import _native
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-ACTIVATIONS = {
-    None: 0, "relu": 1, "leaky_relu": 2, "silu": 3, "gelu": 4, "elu": 5, "sigmoid": 6, "tanh": 7,
-    "relu6": 8, "hardswish": 9,
-}  # fmt: skip
 
 SUMS, OUTPUTS = 1, 2  # the stages of a call
 _BOTH = SUMS | OUTPUTS
