@@ -63,15 +63,15 @@ def test_enough_batches() -> None:
     """The error falls with the root of the number of batches, and is said from when on it is small enough."""
     x = batches(torch.Generator().manual_seed(1), 100, 0.0, 16).float()
     layer = nn.BatchNorm1d(16)
-    few = nk.recalibrate(layer, x[:4], tolerance=0.03)
+    few = nk.recalibrate(layer, list(x[:4]), tolerance=0.03)
     assert few.enough_after is None
     # 32 values a batch: 1 / sqrt(32 K) for the mean and half its root for the deviation, 0.03 at K = 52.
     assert "too few batches" in few.verdict
-    many = nk.recalibrate(layer, x, tolerance=0.03)
+    many = nk.recalibrate(layer, list(x), tolerance=0.03)
     assert 35 < many.enough_after < 70
     assert "enough batches" in repr(many)
     assert many.worst.error < 0.03
-    one = nk.recalibrate(layer, x[:1])
+    one = nk.recalibrate(layer, list(x[:1]))
     assert one.worst.error == math.inf
     assert "take several" in one.verdict
 
@@ -80,11 +80,11 @@ def test_sorted_batches_are_not_enough() -> None:
     """Each batch of one class: as many values say less."""
     x = batches(torch.Generator().manual_seed(2), 100, 0.95, 16).float()
     layer = nn.BatchNorm1d(16)
-    assert nk.recalibrate(layer, x, tolerance=0.03).enough_after is None
+    assert nk.recalibrate(layer, list(x), tolerance=0.03).enough_after is None
     mixed = x.flatten(0, 1)[torch.randperm(3200, generator=torch.Generator().manual_seed(3))].unflatten(
         0, (100, 32)
     )
-    assert nk.recalibrate(layer, mixed, tolerance=0.03).enough_after is not None
+    assert nk.recalibrate(layer, list(mixed), tolerance=0.03).enough_after is not None
 
 
 def test_the_table_says_what_moved() -> None:

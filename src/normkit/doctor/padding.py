@@ -25,7 +25,7 @@ def padding(x: Tensor, kind: str | None, axes: int) -> tuple[int, int]:
     >>> x = torch.arange(1.0, 13.0).reshape(2, 1, 6)
     >>> x[0, :, 2:] = 0.0
     >>> padding(x, "batch", 0)
-    (4, 12)
+    (3, 12)
     """
     if kind in _FEATURES:
         return (_at_ends(x), x.shape[0] * x.shape[1]) if axes > 1 and x.dim() == 3 else (0, 0)
