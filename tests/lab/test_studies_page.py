@@ -93,7 +93,7 @@ def test_a_browser_finds_every_part(html: str, tmp_path: Path) -> None:
 def test_effects_are_shown_to_the_digits_that_their_interval_leaves() -> None:
     (report,) = [Report(Made(), Results([]), None, (), 0.0)]
     trial = Trial({}, 0)
-    assert text.first_effect(replace(report, results=Results([(trial, {})]))) == "0 of 1 trials failed"
+    assert text.telling_effect(replace(report, results=Results([(trial, {})]))) == "0 of 1 trials failed"
     finding = Made().judge(
         Results(
             (Trial({"norm": norm}, seed), {"sum": value + seed * slope})

@@ -37,13 +37,17 @@ def with_interval(effect: Effect) -> str:
     return f"{effect.label}: {mean(effect)}" + ("" if bounds == "—" else f" ({bounds})")
 
 
-def first_effect(report: Report) -> str:
-    """What the table of claims shows."""
+def telling_effect(report: Report) -> str:
+    """What the table of claims shows: the first contrast that says what the verdict says, else the first."""
     if report.finding is None:
         return (
             f"{len(report.problems)} of {len(report.problems) + len(report.results.measured)} trials failed"
         )
-    return with_interval(report.finding.effects[0]) if report.finding.effects else report.finding.sentence
+    effects, of_study = report.finding.effects, report.finding.verdict
+    telling = next((effect for effect in effects if effect.verdict == of_study), None)
+    if telling is None:
+        return with_interval(effects[0]) if effects else report.finding.sentence
+    return with_interval(telling)
 
 
 def summary(reports: Sequence[Report]) -> str:
@@ -75,7 +79,7 @@ def terminal(reports: Sequence[Report]) -> Table:
     for name in ("claim", "study", "verdict", "effect"):
         table.add_column(name)
     for report in reports:
-        table.add_row(report.study.claim, report.study.name, verdict(report), first_effect(report))
+        table.add_row(report.study.claim, report.study.name, verdict(report), telling_effect(report))
     return table
 
 
