@@ -29,8 +29,8 @@ BOUND = 3.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, a value per round; `memory` is by how much the peak of the process rose, in bytes, from the first
-    probe, of so many batches, to one of four times as many.
+    """Seconds, a value per round; `memory` is by how much the peak of the process rose, in bytes, from probes of
+    so many batches to one of four times as many.
     """
 
     batches: int
@@ -66,7 +66,8 @@ def _measure(trained: bool, rounds: int, batches: int, size: tuple[int, ...]) ->
     for _ in range(4 if trained else 0):
         for x, _ in data:
             model(x)
-    probe(model, data, F.cross_entropy, None)
+    for _ in range(3):  # until the allocator has what it keeps, fragments included
+        probe(model, data, F.cross_entropy, None)
     before = _peak()
     probe(model, data * 4, F.cross_entropy, None)
     memory = _peak() - before
