@@ -8,6 +8,7 @@ for the slower one; so the measure is a local step with two bare collectives, ea
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -66,6 +67,9 @@ def run(shapes: Sequence[tuple[int, ...]] = SHAPES, rounds: int = 21) -> list[Sh
 
 def _process(rank: int, folder: str, shapes: list[tuple[int, ...]], rounds: int) -> None:
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):  # each on a core of its own, as launchers bind them
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     groups = [dist.new_group([member]) for member in range(2)]
     result = [

@@ -22,10 +22,12 @@ from torch.nn import Parameter
 from normkit.errors import unknown
 from normkit.kernels import combined as _engine
 from normkit.kernels import compiled, composed, families
+from normkit.kernels import shared as _shared
 from normkit.kernels.composed import Combine, Running
 from normkit.kernels.composed import correct as correct
 from normkit.kernels.recomputation import recomputing
 from normkit.kernels.runs import values_of_runs as values_of_runs
+from normkit.kernels.shared import Meeting
 
 if families.cpu is not None:
     from normkit.kernels import mixed as _mixed
@@ -322,6 +324,35 @@ def mixed(
     return _mixed.mixed(
         x, mixture, combine, statistics, shares, weight, bias, eps, activation, residual, mask
     )
+
+
+def shared(
+    x: Tensor,
+    meeting: Meeting,
+    combine: Combine,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor | None:
+    """Batch norm of x (N, C, *) by the statistics of all who meet: y; None where torch operations must see it.
+
+    `combine(mean, var, count, weight, bias)` meets them within a graph of torch operations, as `combined` has it.
+    """
+    if compiled.is_watched() or _choose(x, weight, bias, residual) is composed:
+        return None
+    return _shared.shared(x, meeting, combine, weight, bias, eps, activation, residual, mask)
+
+
+def merged_moments(counts: list[float], rows: Tensor) -> Tensor:
+    """Chan, Golub and LeVeque 1983: rows mean, biased variance and tail of the mean (3, C), of sets of `counts` values.
+
+    Each set has a row of `rows` (sets, 2 C): C means, C biased variances.
+    """
+    native = families.cpu is not None and families.on_cpu(rows) and rows.dtype == torch.float64
+    return (families.cpu if native else composed).merged_moments(counts, rows)
 
 
 def is_plain(x: Tensor) -> bool:

@@ -37,13 +37,13 @@ def combined(
     x = compiled.native(x)
     residual = None if residual is None else compiled.like(residual, x)
     mask = None if mask is None else mask.contiguous()
-    count = _count(x, mask, per_sample)
+    count = values(x, mask, per_sample)
     plain = combine, count, eps, per_sample, activation
     y, stats = _apply(plain, x, residual, mask, *parameters)
     return y, stats, count
 
 
-def _count(x: Tensor, mask: Tensor | None, per_sample: bool) -> int | Tensor:
+def values(x: Tensor, mask: Tensor | None, per_sample: bool) -> int | Tensor:
     """Elements behind each statistic: of a sample in (N, 1) where a mask decides."""
     if mask is None:
         return x.numel() // (x.shape[1] * (x.shape[0] if per_sample else 1))
@@ -75,7 +75,8 @@ class _Combined(torch.autograd.Function):
             ACTIVATIONS[activation],
             residual,
             mask,
-            tail,  # pyright: ignore
+            tail,
+            kept=any(ctx.needs_input_grad),
         )
         ctx.save_for_backward(x, residual, mask, tail, *parameters)
         ctx.plain, ctx.small = plain, (mean, var, leaves, used, settled)

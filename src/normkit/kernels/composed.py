@@ -187,6 +187,26 @@ def combined(
     return y.to(x.dtype), torch.stack((mean, var)).detach(), count
 
 
+def merged_moments(counts: list[float], rows: Tensor) -> Tensor:
+    """The moments (3, C) of sets of `counts` values, each with a row of `rows`: C means, C biased variances.
+
+    The third row is what the mean has beyond its bits, as far as it is known: here not at all.
+    """
+    total = max(sum(counts), 1)
+    shares = rows.new_tensor([[count / total] for count in counts])
+    means, variances = rows.chunk(2, dim=1)
+    # About the mean of one set, so that a large mean costs no digits.
+    first = means[counts.index(max(counts))]
+    mean = first + _ordered_sum(shares * (means - first))
+    var = _ordered_sum(shares * (variances + (means - mean).square()))
+    return torch.stack((mean, var, torch.zeros_like(mean)))
+
+
+def _ordered_sum(x: Tensor) -> Tensor:
+    """Over the first axis, row by row: what the sum does is not left to the machine it runs on."""
+    return x.cumsum(0)[-1]
+
+
 def renorm(
     x: Tensor,
     known_mean: Tensor,

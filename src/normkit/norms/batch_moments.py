@@ -19,27 +19,31 @@ Rule = Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
 
 
 class BatchMoments:
-    """Mean and variance of one batch: what autograd sees of them, and what running statistics move towards."""
+    """Mean and variance of one batch: what autograd sees of them, and what running statistics move towards.
+
+    Attributes:
+        share: this process's part in them, where several share them.
+    """
 
     def __init__(self, input: Tensor, group: processes.Group, layer: processes.Layer) -> None:
-        self._share = None
+        self.share: processes.Share | None = None
         if processes.several(group):
             values = inputs.count([*input.shape[:1], *input.shape[2:]])
-            self._share = processes.share(group, layer, values)
+            self.share = processes.share(group, layer, values)
 
     def of(self, mean: Tensor, var: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
         """The batch's, (C) or (1, C), from those of its channels (C), or of each sample's channels (N, C)."""
         if mean.dim() == 2:
             count, (mean, var) = _total(mean, count), pooled(mean, var, count, 0)
-        if self._share is None:
+        if self.share is None:
             return mean, var
-        return self._share.merge(mean.flatten(), var.flatten(), count)[:2]
+        return self.share.merge(mean.flatten(), var.flatten(), count)[:2]
 
     def measured(self, stats: Tensor, count: int | Tensor) -> tuple[Tensor, int | Tensor]:
         """Mean and biased variance as rows of C, and their count, from what the kernels measured."""
-        if self._share is not None:
-            assert self._share.stats is not None
-            return self._share.stats, self._share.count
+        if self.share is not None:
+            assert self.share.stats is not None
+            return self.share.stats, self.share.count
         if stats.dim() == 2:
             return stats, count
         with torch.no_grad():
@@ -55,9 +59,29 @@ def by_batch(
     input: Tensor, affine: Affine, group: processes.Group = None, layer: processes.Layer = processes.NOBODY
 ) -> tuple[Tensor, Tensor, int | Tensor]:
     """Normalize by the batch's moments as they are: y; mean and biased variance as rows of C; count."""
-    if affine.each or processes.several(group):
+    if affine.each:
         return normalize(input, _as_they_are, {}, affine, group, layer)
+    if processes.several(group):
+        return outside_of_graphs(_by_all, group)(input, affine, group, layer)
     return kernels.channels(input, *affine)
+
+
+def _by_all(
+    input: Tensor, affine: Affine, group: processes.Group, layer: processes.Layer
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """By the moments of the batches of all processes."""
+    batch = BatchMoments(input, group, layer)
+
+    def combine(
+        mean: Tensor, var: Tensor, count: int | Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> Any:
+        return *batch.of(mean, var, count), weight, bias
+
+    assert batch.share is not None
+    y = kernels.shared(input, batch.share, combine, *affine)
+    if y is None:
+        return _normalize(input, _as_they_are, {}, affine, group, layer)
+    return y, *batch.measured(y, 0)
 
 
 def by_given(input: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:

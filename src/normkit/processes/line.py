@@ -22,7 +22,6 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -66,7 +65,7 @@ class Line:
         self._evaluated, self._looked = -1, 0.0
 
     def gather(
-        self, call: Call, numbers: tuple[float, ...], data: list[Tensor]
+        self, call: Call, numbers: tuple[float, ...], data: Tensor
     ) -> tuple[list[list[float]], Tensor]:
         """A few numbers, and data, of all processes in the order of their ranks.
 
@@ -76,11 +75,11 @@ class Line:
         text, need = self._enter(call, data)
         while True:
             head = (*_words(text), self._following(call), float(need), *numbers)
-            message = self._message(head, data, need)
+            message = self._message(head, data)
             received = message.new_empty(self.size * len(message))
             self._wait(text, call, dist.all_gather_single, received, message)
             rows = received.view(self.size, -1)
-            heads: list[list[float]] = rows[:, : len(head)].tolist()
+            heads: list[list[float]] = _numbers(rows)[:, : len(head)].tolist()
             agreed = all(tuple(other[:3]) == head[:3] for other in heads)
             foreseen = all(other[3] == head[3] for other in heads)
             longest = int(max(other[4] for other in heads)) if agreed else need
@@ -88,16 +87,16 @@ class Line:
             if self._settle(text, longest, agreed=agreed, following=head[3] if foreseen else 0):
                 return [other[5:] for other in heads], rows[:, len(head) : len(head) + longest]
 
-    def sum(self, call: Call, data: list[Tensor]) -> Tensor:
+    def sum(self, call: Call, data: Tensor) -> Tensor:
         """The sum of the data of all processes."""
         text, need = self._enter(call, data)
         while True:
             # Numbers are equal where their sum and that of their squares are those of equal numbers.
             own = (*_words(text), self._following(call))
             head = (*own, *(number * number for number in own))
-            message = self._message(head, data, need)
+            message = self._message(head, data)
             self._wait(text, call, dist.all_reduce, message)
-            sums: list[float] = message[: len(head)].tolist()
+            sums: list[float] = _numbers(message)[: len(head)].tolist()
             equal = [total == self.size * number for number, total in zip(head, sums, strict=True)]
             agreed, foreseen = all(equal[:3] + equal[4:7]), equal[3] and equal[7]
             if self._settle(text, need, agreed=agreed, following=own[3] if foreseen else 0):
@@ -115,9 +114,9 @@ class Line:
             return
         self._looked = now
 
-    def _enter(self, call: Call, data: list[Tensor]) -> tuple[str, int]:
+    def _enter(self, call: Call, data: Tensor) -> tuple[str, int]:
         """Come to an exchange: what this process is doing, and how much data it brings."""
-        need = sum(len(part) for part in data)
+        need = len(data)
         self._needed[self._last] = max(need, self._needed.get(self._last, 0))
         self._last = call
         return self._describe(call), need
@@ -126,14 +125,14 @@ class Line:
         """The room that the exchange after this one needed the last time."""
         return float(min(self._needed.get(call, 0), _WORD - 1))
 
-    def _message(self, head: tuple[float, ...], data: list[Tensor], need: int) -> Tensor:
+    def _message(self, head: tuple[float, ...], data: Tensor) -> Tensor:
         """The head, and as much as was agreed on: the data and zeros, or zeros alone where there is no room."""
-        like, room = data[0], self._room
-        if room < need:
-            data = [like.new_zeros(room)]
-        elif room > need:
-            data = [*data, like.new_zeros(room - need)]
-        return torch.cat((like.new_tensor(head), *data))
+        message = data.new_zeros(len(head) + self._room)
+        numbers = _numbers(message)
+        numbers[: len(head)] = data.new_tensor(head) if numbers is message else head
+        if self._room >= len(data):
+            numbers[len(head) : len(head) + len(data)] = _numbers(data)
+        return message
 
     def _settle(self, text: str, need: int, *, agreed: bool, following: float) -> bool:
         """Go on to the next exchange, and say whether the data went through in this one."""
@@ -224,6 +223,11 @@ def _words(text: str) -> tuple[float, ...]:
     """A hash of 60 bits, as three numbers."""
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
     return tuple(float(number >> shift & (_WORD - 1)) for shift in (0, 20, 40))
+
+
+def _numbers(data: Tensor) -> Any:
+    """The same numbers for a few small steps: NumPy takes them where it can, with far less behind each."""
+    return data.detach().numpy() if data.is_cpu else data
 
 
 def _done(work: dist.Work) -> bool:

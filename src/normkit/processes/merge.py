@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.processes.line import Call, Layer, Line
+from normkit import kernels
+from normkit.processes.line import Call, Layer, Line, Pass
 
 
 class Share:
     """One process's part in the statistics of one forward pass.
 
     Attributes:
-        stats: mean and biased variance over all processes, in rows (2, C); there once they were merged.
+        stats: mean and biased variance over all processes, in first rows of C; there once they were merged.
         count: how many values per channel these were taken of.
     """
 
@@ -36,56 +37,64 @@ class Share:
             ProcessError: another process does something else, or does not come.
         """
         gradients = torch.is_grad_enabled() and (mean.requires_grad or var.requires_grad)
-        call = Call("forward", self._layer, len(mean), gradients)
-        sizes = (float(count), float(self._values))
-        totals: list[float] = []
-        mean, var = _Merge.apply(mean, var, sizes, totals, self._line, call)  # pyright: ignore
+        call = self._call("forward", len(mean), gradients)
+        mean, var, totals = _Merge.apply(mean, var, self._sizes(count), self._line, call)  # pyright: ignore
+        self.stats = torch.stack((mean.detach(), var.detach()))
+        self._settle(totals)
+        return mean, var, self.count
+
+    def moments(self, stats: Tensor, count: int | Tensor, *, gradients: bool) -> Tensor:
+        """The same for one who differentiates by himself, with `sums`, where there are gradients: rows (3, C)."""
+        call = self._call("forward", stats.shape[1], gradients)
+        self.stats, totals = _merged(self._line, call, stats[:2].flatten(), self._sizes(count))
+        self._settle(totals)
+        return self.stats
+
+    def sums(self, sums: Tensor) -> Tensor:
+        """Backward, the sums over all processes of sums (2, C) over this one's values."""
+        return self._line.sum(self._call("backward", sums.shape[1], True), sums.flatten()).view_as(sums)
+
+    def _call(self, which: Pass, channels: int, gradients: bool) -> Call:
+        return Call(which, self._layer, channels, gradients)
+
+    def _sizes(self, count: int | Tensor) -> tuple[float, float]:
+        return float(count), float(self._values)
+
+    def _settle(self, totals: list[float]) -> None:
         self.count, values = map(int, totals)
         if values == 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training, got 1 in all processes together: "
                 "use a larger batch, or .eval() to normalize by running statistics"
             )
-        self.stats = torch.stack((mean.detach(), var.detach()))
-        return mean, var, self.count
+
+
+def _merged(line: Line, call: Call, own: Tensor, sizes: tuple[float, float]) -> tuple[Tensor, list[float]]:
+    """Mean, biased variance, tail of the mean (3, C) of all values, from own means and variances; sums of sizes."""
+    all_sizes, rows = line.gather(call, sizes, own)
+    totals = [float(sum(column)) for column in zip(*all_sizes, strict=True)]
+    return kernels.merged_moments([count for count, _ in all_sizes], rows), totals
 
 
 class _Merge(torch.autograd.Function):
-    r"""Chan, Golub and LeVeque 1983, over all processes at once; `totals` becomes the sums of their sizes.
-
-    .. math::
-        \mu = \sum \frac{n_j}{n} \mu_j, \quad \sigma^2 = \sum \frac{n_j}{n} (\sigma_j^2 + (\mu_j - \mu)^2)
-    """
+    """The moments that `_merged` merges, and gradients through them."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        own: Tensor,
-        var: Tensor,
-        sizes: tuple[float, float],
-        totals: list[float],
-        line: Line,
-        call: Call,
-    ) -> tuple[Tensor, Tensor]:
-        all_sizes, moments = line.gather(call, sizes, [own, var])
-        totals += [sum(column) for column in zip(*all_sizes, strict=True)]
-        counts, total = [count for count, _ in all_sizes], max(totals[0], 1)
-        shares = own.new_tensor([[count / total] for count in counts])
-        means, variances = moments.chunk(2, dim=1)
-        # About the mean of one process, so that a large mean costs no digits.
-        first = means[counts.index(max(counts))]
-        mean = first + _ordered_sum(shares * (means - first))
-        var = _ordered_sum(shares * (variances + (means - mean).square()))
+        ctx: Any, own: Tensor, var: Tensor, sizes: tuple[float, float], line: Line, call: Call
+    ) -> tuple[Tensor, Tensor, list[float]]:
+        stats, totals = _merged(line, call, torch.cat((own, var)), sizes)
+        mean, merged, _ = stats
         ctx.save_for_backward(own, mean)
-        ctx.share, ctx.line, ctx.call = sizes[0] / total, line, call._replace(which="backward")
-        return mean, var
+        ctx.share, ctx.line, ctx.call = sizes[0] / max(totals[0], 1), line, call._replace(which="backward")
+        return mean, merged, totals
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         own, mean = ctx.saved_tensors
-        dmean, dvar = _Sum.apply(*gradients, ctx.line, ctx.call)  # pyright: ignore
+        dmean, dvar = _Sum.apply(*gradients[:2], ctx.line, ctx.call)  # pyright: ignore
         dvar = ctx.share * dvar
-        return ctx.share * dmean + 2 * (own - mean) * dvar, dvar, *(None,) * 4
+        return ctx.share * dmean + 2 * (own - mean) * dvar, dvar, None, None, None
 
 
 class _Sum(torch.autograd.Function):
@@ -94,13 +103,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, line: Line, call: Call) -> tuple[Tensor, ...]:
         ctx.line, ctx.call = line, call
-        return line.sum(call, [a, b]).chunk(2)
+        return line.sum(call, torch.cat((a, b))).chunk(2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return *_Sum.apply(*gradients, ctx.line, ctx.call), None, None  # pyright: ignore
-
-
-def _ordered_sum(x: Tensor) -> Tensor:
-    """Over the first axis, row by row: what the sum does is not left to the machine it runs on."""
-    return x.cumsum(0)[-1]

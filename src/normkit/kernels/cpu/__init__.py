@@ -28,7 +28,7 @@ from normkit.kernels.cpu import _native
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-SUMS, OUTPUTS = 1, 2  # the stages of a call
+SUMS, OUTPUTS, KEPT = 1, 2, 4  # the stages of a call, and that x is kept
 _BOTH = SUMS | OUTPUTS
 _POOLED = _native.pooled_bytes() or sys.maxsize
 _MOST_AXES = 8
@@ -78,16 +78,18 @@ def channels_normalize(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     tail: Tensor | None = None,
+    kept: bool = False,
 ) -> Tensor:
     """Return activation(weight (x - mean) / sqrt(var + eps) + bias + residual), with given statistics (C).
 
     `mean` and `var` share a dtype; `tail` is float64. Where they are (N, C), each sample has its own, as it has
-    its own weight and bias then; all are float64.
+    its own weight and bias then; all are float64. `kept`: a backward pass will read `x`, and has a use for the cache.
     """
     y = _output(x)
+    stages = OUTPUTS | KEPT if kept else OUTPUTS
     _native.channels_forward(
-        OUTPUTS, activation, eps, mean.dim() > 1, x, y, weight, bias, residual, mask, mean, var, tail, None
-    )  # fmt: skip
+        stages, activation, eps, mean.dim() > 1, x, y, weight, bias, residual, mask, mean, var, tail, None
+    )
     return y
 
 
@@ -147,16 +149,19 @@ def channels_input_gradient(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     tail: Tensor | None = None,
+    sums: Tensor | None = None,
+    count: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """dx, and the gradient of `residual` where there is one, with given slopes (2, C) or (2, N, C) in float64.
 
-    dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1]; without slopes the statistics are constants.
+    dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1]; without slopes the statistics are constants. Or with
+    those of gradient sums (2, C) over `count` values per channel, of more than these perhaps.
     """
     dx = _output(x)
     dresidual = None if residual is None else _output(x)
     _native.channels_backward(
         OUTPUTS, activation, eps, mean.dim() > 1, x, dy, weight, bias, residual, mask, mean, var, tail, None,
-        slopes is None, slopes, dx, dresidual, None, None, None,
+        slopes is None, slopes, dx, dresidual, None, None, sums, count,
     )  # fmt: skip
     return dx, dresidual
 
@@ -359,6 +364,13 @@ def renorm_backward(
     dbias = None if bias is None else torch.empty_like(bias)
     _native.renorm_backward(activation, eps, x, dy, residual, mask, stats, dx, dresidual, dweight, dbias)
     return dx, dweight, dbias, dresidual
+
+
+def merged_moments(counts: list[float], rows: Tensor) -> Tensor:
+    """The statistics (3, C) of sets of `counts` values, each with a row of `rows`: C means, C biased variances."""
+    stats = torch.empty(3, rows.shape[1] // 2, dtype=torch.float64)
+    _native.merged_moments(counts, rows, stats)
+    return stats
 
 
 def rows_forward(

@@ -26,6 +26,7 @@ def channels_backward(
     dweight: Tensor | None,
     dbias: Tensor | None,
     sums: Tensor | None,
+    count: float = 0.0,
 ) -> None: ...
 def channels_forward(
     stages: int,
@@ -207,6 +208,7 @@ def rows_forward(
 def threads() -> int:
     """The number of threads that a large call runs on."""
 
+def merged_moments(counts: Sequence[float], rows: Tensor, stats: Tensor) -> None: ...
 def update_running(
     count: int,
     counts: Tensor | None,

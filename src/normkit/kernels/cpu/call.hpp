@@ -26,8 +26,9 @@ struct Parameter {
     DType dtype;
 };
 
-// A call computes the sums of its pass (moments, gradient sums), its outputs from given sums, or both in turn.
-enum Stages { kSums = 1, kOutputs = 2 };
+// A call computes the sums of its pass (moments, gradient sums), its outputs from given sums, or both in turn. Outputs
+// alone may be those of evaluation, unless x is kept for a backward pass.
+enum Stages { kSums = 1, kOutputs = 2, kKept = 4 };
 
 // One call of the channel or the group family on x of N samples, C channels and S positions in space.
 // Pointers that a primitive does not use are null. Tensors have the dtype and the layout of x.
@@ -67,7 +68,10 @@ struct Call {
     double* stats;             // (3, G): mean, biased variance, tail of the mean
     double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums, if not null
     int64_t sums_stride;       // between the rows of gradient_sums, and of slopes
-    const double* slopes;      // (2, C), of the stage outputs alone: dx = scale dz + slopes[0] xhat + slopes[1]; null: 0
+    // Of the stage outputs alone: the values that gradient_sums were taken over, of each channel, where these are given;
+    // or slopes (2, C), dx = scale dz + slopes[0] xhat + slopes[1], null: 0.
+    double count = 0;
+    const double* slopes;
     Parameter dweight, dbias;  // (C)
 };
 

@@ -56,7 +56,7 @@ class Channels {
     template <class Act>
     int64_t backward(Act act) const {
         const bool measured = call_.stages & kSums;
-        const double count = measured && !call_.constant_statistics ? double(find_positions()) : 0;
+        const double count = !measured ? call_.count : call_.constant_statistics ? 0 : double(find_positions());
         const Upstream<T, Act> upstream{tensor(call_.dy), tensor(call_.residual), act};
         run(
             2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, GradientSumsPass<T, Act>{x(), upstream},
@@ -108,7 +108,11 @@ class Channels {
             if (output_pass.streamed()) stream_fence();
         };
         const int64_t unit = std::lcm(group_, Layout::unit);  // a block ends where a group and a vector end
-        const int64_t width = ceil_div(layout_.block(caches().l2 / 2, arrays, threads_), unit) * unit;
+        // A tensor that the last cache holds may as well be read in the order of memory. What is read once need not fit.
+        const int64_t bytes = call_.N * C * call_.S * int64_t(sizeof(T)) * arrays;
+        const int64_t fits = layout_.block(bytes <= caches().last / 2 ? bytes : caches().l2 / 2, arrays, threads_);
+        const int64_t block = summed && written ? fits : std::max(fits, ceil_div(C, 2 * threads_));
+        const int64_t width = fits > 0 ? ceil_div(block, unit) * unit : 0;
         if (width > 0) {
             parallel(ceil_div(C, width), threads_, Order::forward, [&](int64_t block) {
                 const int64_t c0 = block * width, c1 = std::min(C, c0 + width);

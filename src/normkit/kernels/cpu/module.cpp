@@ -16,6 +16,7 @@
 
 #include "dlpack.hpp"
 #include "isa.hpp"
+#include "merging.hpp"
 #include "plain.hpp"
 #include "pool.hpp"
 #include "tensor.hpp"
@@ -114,13 +115,13 @@ int64_t channels_forward(int stages, int activation, double eps, bool per_sample
 void channels_backward(int stages, int activation, double eps, bool per_sample, Tensor x, Tensor dy, Maybe weight,
                        Maybe bias, Maybe residual, Maybe mask, Maybe mean, Maybe var, Maybe tail, Maybe stats,
                        bool constant_statistics, Maybe slopes, Maybe dx, Maybe dresidual, Maybe dweight, Maybe dbias,
-                       Maybe sums) {
+                       Maybe sums, double count) {
     Call call = about(x, weight, bias, stages, activation, eps);
     of_channels(call, per_sample, residual, mask, mean, var, tail);
     if (stats) give(call, stats->data<double>());
     call.constant_statistics = constant_statistics, call.slopes = data<double>(slopes);
     call.dy = dy.data<void>(), call.dx = data(dx), call.dresidual = data(dresidual);
-    call.gradient_sums = data<double>(sums);
+    call.gradient_sums = data<double>(sums), call.count = count;
     gradients(call, dweight, dbias);
     run(per_sample ? kernels().groups_backward : kernels().channels_backward, call, call.N * call.C * call.S);
 }
@@ -276,6 +277,12 @@ void update_running(int64_t count, Maybe counts, double momentum, bool cumulativ
     kernels().update_running(call);
 }
 
+void merged_moments(const std::vector<double>& counts, Tensor rows, Tensor stats) {
+    const nb::object strides = rows.stride();
+    const int64_t stride = PyLong_AsLongLong(PyTuple_GetItem(strides.ptr(), 0)), C = stats.numel() / 3;
+    merge_moments(counts, C, rows.data<double>(), stride, stats.data<double>());
+}
+
 // A capsule that torch adopts once; until then the block is the capsule's.
 nb::object pooled(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int dtype) {
     constexpr const char* name = "dltensor";
@@ -320,7 +327,8 @@ NB_MODULE(_native, m) {
           "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a);
     m.def("channels_backward", channels_backward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "dy"_a,
           "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a,
-          "constant_statistics"_a, "slopes"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
+          "constant_statistics"_a, "slopes"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a,
+          "count"_a = 0.0);
     m.def("groups_forward", groups_forward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
           "bias"_a, "stats"_a);
     m.def("groups_backward", groups_backward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a,
@@ -343,6 +351,7 @@ NB_MODULE(_native, m) {
     m.def("rows_forward", rows_forward, "R"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "stats"_a);
     m.def("rows_backward", rows_backward, "R"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a,
           "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
+    m.def("merged_moments", merged_moments, "counts"_a, "rows"_a, "stats"_a);
     m.def("update_running", update_running, "count"_a, "counts"_a, "momentum"_a, "cumulative"_a, "stats"_a, "mean"_a,
           "var"_a, "batches"_a, "skipped"_a);
 }

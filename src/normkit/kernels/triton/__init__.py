@@ -53,6 +53,7 @@ def channels_normalize(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     tail: Tensor | None = None,
+    kept: bool = False,  # here the cache needs no advice
 ) -> Tensor:
     """activation(weight (x - mean) / sqrt(var + eps) + bias + residual), with given statistics (C) or (N, C)."""
     per_set = mean.dim() > 1
@@ -111,8 +112,16 @@ def channels_input_gradient(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     tail: Tensor | None = None,
+    sums: Tensor | None = None,
+    count: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1], and the gradient of `residual`."""
+    """dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1], and the gradient of `residual`.
+
+    Or by the slopes that gradient sums (2, C) over `count` values per channel lead to.
+    """
+    if sums is not None:
+        rstd = (var + eps).rsqrt()
+        slopes = sums.flip(0) * (rstd if weight is None else weight * rstd) / -count
     per_set = mean.dim() > 1
     size = 1 if per_set else x.shape[0]
     return channels.input_gradient(
