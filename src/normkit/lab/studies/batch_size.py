@@ -25,6 +25,7 @@ ALL_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RATES = (0.002, 0.008)
 SMALL, LARGE = 2, 64  # the batch sizes of the contrast
 SAMPLES, EPOCHS = 512, 6
+COLUMNS = 5  # of panels
 LEAST_SHOWN = 0.1  # percent: a logarithmic axis has no 0
 SHOWN_SEEDS = 2  # of all norms at all sizes, for the figure of a full run
 
@@ -107,21 +108,27 @@ class BatchSize(Study):
         )
 
     def figure(self, results: Results) -> Figure:
-        figure = Figure((drawing.WIDTH, drawing.HEIGHT))
-        axes = figure.subplots()
-        axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="validation error, %")
-        lines = list[drawing.Curve]()
-        for norm in map(str, results.levels("norm")):
-            measured = {int(t.levels["size"]) for t, _ in results.measured if t.levels["norm"] == norm}
-            sizes = sorted(measured)
-            medians = [[max(float(np.median(errors(results, norm, size))), LEAST_SHOWN)] for size in sizes]
-            lines.append(
-                drawing.Curve(norm, sizes, medians, drawing.color(norm), drawing.DASHES[norm], band="none")
-            )
-        drawing.curves(axes, lines)
-        drawing.plain_ticks(axes.xaxis, ALL_SIZES)
-        drawing.plain_ticks(axes.yaxis, [1, 2, 5, 10, 20, 50, 90])
-        figure.subplots_adjust(right=0.75)
+        """A panel for each norm, with batch norm behind it."""
+        norms = [str(norm) for norm in results.levels("norm")]
+        rows = -(-len(norms) // COLUMNS)
+        figure = Figure((drawing.WIDTH, 0.6 + 1.25 * rows))
+        panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+        for axes in panels.flat[len(norms) :]:
+            axes.set_visible(False)
+        for axes, norm in zip(panels.flat, norms, strict=False):
+            axes.set(xscale="log", yscale="log")
+            axes.set_title(norm, color=drawing.color(norm), fontsize=8)
+            for shown, shade, width in (("batch", drawing.rule(), 2.5), (norm, drawing.color(norm), 1.6)):
+                sizes = sorted(
+                    {int(t.levels["size"]) for t, _ in results.measured if t.levels["norm"] == shown}
+                )
+                medians = [max(float(np.median(errors(results, shown, size))), LEAST_SHOWN) for size in sizes]
+                axes.plot(sizes, medians, color=shade, linewidth=width)
+            drawing.plain_ticks(axes.xaxis, [1, 8, 64])
+            drawing.plain_ticks(axes.yaxis, [2, 10, 50])
+        figure.supxlabel("batch size", fontsize=10)
+        figure.supylabel("validation error, %; behind each norm, batch norm", fontsize=10)
+        figure.subplots_adjust(left=0.1, right=0.99, top=0.95, bottom=0.11, hspace=0.45, wspace=0.2)
         return figure
 
 

@@ -125,7 +125,7 @@ class SigmoidInputs(Study):
             ]
             drawing.curves(axes, lines)
         panels[0].set_ylabel("input of a sigmoid unit")
-        figure.subplots_adjust(right=0.92, wspace=0.4)
+        figure.subplots_adjust(right=0.92, wspace=0.65)
         return figure
 
 
