@@ -108,7 +108,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]], distan
     axes.autoscale_view()  # the scales of what was drawn, which are settled no sooner than when asked for
     to_axes = axes.transData + axes.transAxes.inverted()
     points = [to_axes.transform((x, y)) for _, _, x, y in ends]
-    labels = spread([float(y) for _, y in points], distance)
+    labels = within(spread([float(y) for _, y in points], distance), distance)
     for (name, shade, _, _), (x, y), label in zip(ends, points, labels, strict=True):
         thread = [float(x) + 0.005, 1.005, 1.035] if x < 0.99 else [1.005, 1.035]
         heights = [float(y)] * (len(thread) - 1) + [label]
@@ -134,6 +134,25 @@ def spread(values: Sequence[float], distance: float) -> list[float]:
     result = [0.0] * len(values)
     for rank, index in enumerate(order):
         result[index] = moved[rank] + rank * distance
+    return result
+
+
+def within(values: Sequence[float], distance: float) -> list[float]:
+    """Move values that are spread back to between 0 and 1, and as far as it takes those that are in their way.
+
+    >>> within([0.5, 0.9, 1.25], 0.25)
+    [0.5, 0.75, 1.0]
+    """
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    result = list(values)
+    bound = 1.0
+    for index in reversed(order):
+        result[index] = min(result[index], bound)
+        bound = result[index] - distance
+    bound = 0.0
+    for index in order:
+        result[index] = max(result[index], bound)
+        bound = result[index] + distance
     return result
 
 

@@ -107,7 +107,7 @@ class DropoutAndDecay(Study):
         )
 
     def figure(self, results: Results) -> Figure:
-        figure = Figure((drawing.WIDTH, drawing.HEIGHT))
+        figure = Figure((drawing.WIDTH, 1.6 * drawing.HEIGHT))
         axes = figure.subplots()
         axes.set(xlabel="validation accuracy, %")
         names = list[str]()

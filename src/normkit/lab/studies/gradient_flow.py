@@ -133,7 +133,7 @@ class GradientFlow(Study):
             drawing.curves(axes, lines)
             drawing.plain_ticks(axes.xaxis, DEPTHS)
         panels[0].set_ylabel("gradient's slope, decades a layer")
-        figure.subplots_adjust(right=0.88, wspace=0.35)
+        figure.subplots_adjust(right=0.9, wspace=0.55)
         return figure
 
 

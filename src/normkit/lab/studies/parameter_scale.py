@@ -124,7 +124,7 @@ class ParameterScale(Study):
             drawing.curves(axes, lines)
             drawing.plain_ticks(axes.xaxis, FACTORS[::2])
         panels[0].set_ylabel("gradient, times what it was")
-        figure.subplots_adjust(right=0.84, wspace=0.55)
+        figure.subplots_adjust(right=0.84, wspace=0.75)
         return figure
 
 
