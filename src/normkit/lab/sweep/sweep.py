@@ -23,6 +23,7 @@ from normkit.lab.sweep.trials import Trials
 OnProgress = Callable[[int, int, str], None]
 # From tasks to their outcomes, in any order.
 Runner = Callable[[Iterable[Task]], Generator[Outcome]]
+VERSIONS = f"normkit {normkit.__version__}, torch {torch.__version__}"  # which decide the last bits
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ def plan(studies: Sequence[Study], scale: Scale, subject: Subject | None = None)
     for study in studies:
         study.check(subject)
     prints, located = fingerprint(subject), subject.located()
-    versions = f"normkit {normkit.__version__}, torch {torch.__version__}"
     tasks = [
         (
             study,
             tuple(
-                Task(trial.key(study, subject, prints, versions), study, trial, located)
+                Task(trial.key(study, subject, prints, VERSIONS), study, trial, located)
                 for trial in study.trials(scale)
             ),
         )
@@ -123,6 +123,13 @@ def carry_out(
                             trials.record(outcome.task, outcome.result, outcome.seconds)
                     progress(done, total, str(outcome.task))
         measured = trials.results(plan.all)
+    return judged(plan, measured, problems)
+
+
+def judged(
+    plan: Plan, measured: Mapping[str, tuple[Result, float]], problems: Sequence[Outcome] = ()
+) -> list[Report]:
+    """What the studies of a plan find in what was measured, by the keys of tasks."""
     return [_judged(study, tasks, measured, problems) for study, tasks in plan.tasks]
 
 

@@ -14,6 +14,7 @@ from normkit.lab.database import connect, one_line
 from normkit.lab.studies.study import Result
 from normkit.lab.sweep.task import Task
 
+FILE = "trials.sqlite"
 VERSION = 1  # of the schema
 
 _SCHEMA = """
@@ -37,7 +38,7 @@ class Trials:
     """
 
     def __init__(self, out: Path) -> None:
-        self._path = out / "trials.sqlite"
+        self._path = out / FILE
         self._db = connect(self._path, _SCHEMA, VERSION, "a store of trials")
 
     def __enter__(self) -> Trials:
