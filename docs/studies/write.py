@@ -75,9 +75,9 @@ def files(reports: Sequence[Report], the_plan: Plan) -> dict[str, str]:
     """
     written = {"README.md": contents(reports, the_plan)}
     for report in reports:
-        figure = drawing.svg_file(
-            lambda report=report: report.study.figure(report.results), report.study.name
-        )
+        if report.draw is None:
+            continue
+        figure = drawing.svg_file(report.draw, report.study.name)
         if len(figure.encode()) > LARGEST:
             raise InputError(
                 f"the figure of {report.study.name} must be at most {LARGEST:,} bytes, got "
@@ -123,21 +123,18 @@ def section(report: Report, quick: bool) -> str:
     }
     again = f"normkit study {study.name}" + (" --quick" if quick else "")
     took = f"{len(report.results.measured):,} trials, {report.seconds:,.0f} seconds of one core"
-    return "\n\n".join(
-        [
-            f"## {study.name}",
-            f"{study.claim}: {plain(study.statement)} **{text.verdict(report).capitalize()}.**",
-            plain(study.question),
-            f"![What {study.name} measured]({study.name}.svg)",
-            plain(finding.sentence),
-            "\n".join(
-                ["| effect | mean | interval | seeds | claimed | verdict |", "|---|---|---|---|---|---|"]
-                + [row(effect) for effect in finding.effects]
-            ),
-            "\n".join(f"- **{name}.** {plain(words)}" for name, words in told.items()),
-            f"`{again}`: {took}.\n",
-        ]
-    )
+    head = ["| effect | mean | interval | seeds | claimed | verdict |", "|---|---|---|---|---|---|"]
+    parts = [
+        f"## {study.name}",
+        f"{study.claim}: {plain(study.statement)} **{text.verdict(report).capitalize()}.**",
+        plain(study.question),
+        f"![What {study.name} measured]({study.name}.svg)" if report.draw else "",
+        plain(finding.sentence),
+        "\n".join([*head, *map(row, finding.effects)]) if finding.effects else "",
+        "\n".join(f"- **{name}.** {plain(words)}" for name, words in told.items()),
+        f"`{again}`: {took}.\n",
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def row(effect: Effect) -> str:

@@ -60,7 +60,7 @@ def render(
 def _study(report: Report, plan: Plan, out: Path) -> dict[str, object]:
     study, finding = report.study, report.finding
     trials = len(report.results.measured)
-    drawn = finding and drawing.svg(lambda: study.figure(report.results), study.name)
+    drawn = report.draw and drawing.svg(report.draw, study.name)
     return {
         "name": study.name,
         "claim": study.claim,
