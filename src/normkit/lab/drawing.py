@@ -139,7 +139,7 @@ def spread(values: Sequence[float], distance: float) -> list[float]:
 
 def dots(axes: Axes, y: float, values: Sequence[float], shade: str) -> None:
     """One row of a categorical plot: the mean with its interval at height `y`, and below it each seed."""
-    axes.plot(values, [y + 0.27] * len(values), "o", color=shade, ms=4, alpha=0.4, mew=0)
+    axes.plot(values, [y + 0.27] * len(values), "o", color=shade, ms=4, alpha=0.6, mew=0)
     if values:
         estimate = bootstrap_mean(values)
         interval(axes, y, estimate.mean, estimate.low, estimate.high, shade)
