@@ -15,9 +15,9 @@ from browser import browse, contrast, needs_browser, of_hex, screenshot
 from normkit.lab.export import write_table
 from normkit.lab.palette import DARK, LIGHT
 from normkit.lab.studies import NAMES, find
-from normkit.lab.studies.study import Finding, Results, Trial
+from normkit.lab.studies.study import Finding, Result, Results, Subject, Trial
 from normkit.lab.sweep import page, text
-from normkit.lab.sweep.files import numbers, rows
+from normkit.lab.sweep.files import FORMATS, numbers, rows, write_formats
 from normkit.lab.sweep.sweep import Plan, Report, carry_out, plan
 from normkit.lab.sweep.task import measure
 from normkit.lab.sweep.trials import Trials
@@ -58,6 +58,32 @@ def test_it_fetches_nothing_and_escapes_everything(html: str) -> None:
     assert all(value and value.startswith("#") for value in references)
     assert "http" not in html
     assert "Sums are lower with &lt;batch&gt; norm." in html
+
+
+class Diverged(Made):
+    """Every run with batch norm diverges: its sum is no number."""
+
+    name: ClassVar[str] = "diverged"
+
+    def measure(self, trial: Trial, subject: Subject) -> Result:
+        lost = {"sum": None} if trial.levels["norm"] == "batch" else {}
+        return {**super().measure(trial, subject), **lost}
+
+
+def test_an_arm_that_no_seed_got_through_is_undecided_and_says_why(tmp_path: Path) -> None:
+    the_plan = plan([Diverged()], "quick")
+    with Trials(tmp_path) as trials:
+        for task in the_plan.all:
+            outcome = measure(task)
+            assert outcome.result is not None
+            trials.record(task, outcome.result, outcome.seconds)
+    (report,) = carry_out(the_plan, tmp_path)
+    why = "Nothing to compare: every run, or every pair, of an arm diverged."
+    assert (text.verdict(report), text.telling_effect(report)) == ("undecided", why)
+    html = page.render([report], the_plan, Path("runs/x"), ["diverged"])
+    assert html.count(why) == 2
+    assert "<svg" not in html
+    assert {path.suffix for path in write_formats([report], tmp_path, FORMATS)} == {".csv"}
 
 
 def test_the_same_reports_give_the_same_page(measured: tuple[list[Report], Plan], html: str) -> None:

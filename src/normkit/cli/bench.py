@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from normkit.cli.terminal import bar, check_writable, words, write
 
@@ -122,5 +125,22 @@ def doctor_cost(
     from normkit.bench import doctor as measure
 
     result = measure.run(rounds=rounds)
+    measure.print_table(result)
+    write(json, measure.to_json(result))
+
+
+@bench.command("store")
+def store_cost(
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 11,
+    json: Annotated[Path | None, typer.Option(help="Write every time of every round here.")] = None,
+) -> None:
+    """Measure what store and progress cost runs and trials, beside the same ones without them."""
+    check_writable(json)
+    from normkit.bench import store as measure
+
+    with tempfile.TemporaryDirectory(prefix="normkit-") as folder:
+        result = measure.run(
+            Path(folder), lambda: bar("", console=Console(file=io.StringIO(), force_terminal=True)), rounds
+        )
     measure.print_table(result)
     write(json, measure.to_json(result))

@@ -24,9 +24,11 @@ def console() -> Console:
 
 
 @contextmanager
-def bar(unit: str, *, shown: bool = True) -> Generator[Callable[[int, int, str], None]]:
-    """A bar on stderr, moved by (done, total, what is under way); nothing where that is no terminal."""
-    console = Console(stderr=True)
+def bar(
+    unit: str, *, shown: bool = True, console: Console | None = None
+) -> Generator[Callable[[int, int, str], None]]:
+    """A bar on stderr or a console, moved by (done, total, what is under way); nothing where that is no terminal."""
+    console = console or Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -35,7 +37,11 @@ def bar(unit: str, *, shown: bool = True) -> Generator[Callable[[int, int, str],
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
+        *columns,
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
+        refresh_per_second=4,  # 10, as it comes, take 1% of a core
     ) as progress:
         task = progress.add_task("", total=None)
 

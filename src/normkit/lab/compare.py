@@ -18,7 +18,7 @@ from normkit.lab.crew import Crew
 from normkit.lab.data import Dataset, load
 from normkit.lab.grid import OUT, Grid
 from normkit.lab.models import MODELS, NORMS, PLACEMENTS, USUAL, build, check_ghosts, least_batch
-from normkit.lab.records import Epoch, Settings
+from normkit.lab.records import Epoch, Run, Settings
 from normkit.lab.scaling import SCALINGS, scale
 from normkit.lab.store import Store
 from normkit.lab.train import ALONE, OPTIMIZERS, train
@@ -99,19 +99,27 @@ def carry_out(plan: Plan, out: Path, on_progress: OnProgress | None = None, crew
 
     In a crew every process calls it, and the first one alone opens the store.
     """
-    report = on_progress or (lambda done, settings, epoch: None)
-    runs = []
     with Store(out) if crew.leads else nullcontext() as store:
-        for index, settings in enumerate(plan.settings):
-            before = index * plan.grid.epochs
-            known = store.run(settings) if store else None
-            report(before + (len(known.epochs) if known else 0), settings, None)
-
-            def on_epoch(settings: Settings, epoch: Epoch, before: int = before) -> None:
-                report(before + epoch.number, settings, epoch)
-
-            runs.append(train(settings, plan.dataset, store, on_epoch, crew))
+        runs = complete(plan, store, on_progress, crew)
     return summarize(runs, chance=plan.chance, target=plan.grid.target)
+
+
+def complete(
+    plan: Plan, store: Store | None, on_progress: OnProgress | None = None, crew: Crew = ALONE
+) -> list[Run]:
+    """All runs of a plan, those trained that the store lacks; of a crew, the first process alone has a store."""
+    report = on_progress or (lambda done, settings, epoch: None)
+    runs: list[Run] = []
+    for index, settings in enumerate(plan.settings):
+        before = index * plan.grid.epochs
+        known = store.run(settings) if store else None
+        report(before + (len(known.epochs) if known else 0), settings, None)
+
+        def on_epoch(settings: Settings, epoch: Epoch, before: int = before) -> None:
+            report(before + epoch.number, settings, epoch)
+
+        runs.append(train(settings, plan.dataset, store, on_epoch, crew))
+    return runs
 
 
 def check_out(out: Path) -> None:

@@ -158,7 +158,7 @@ def within(values: Sequence[float], distance: float) -> list[float]:
 
 def dots(axes: Axes, y: float, values: Sequence[float], shade: str) -> None:
     """One row of a categorical plot: the mean with its interval at height `y`, and below it each seed."""
-    axes.plot(values, [y + 0.27] * len(values), "o", color=shade, ms=4, alpha=0.4, mew=0)
+    axes.plot(values, [y + 0.27] * len(values), "o", color=shade, ms=4, alpha=0.6, mew=0)
     if values:
         estimate = bootstrap_mean(values)
         interval(axes, y, estimate.mean, estimate.low, estimate.high, shade)
@@ -219,11 +219,13 @@ def svg(draw: Callable[[], Figure], name: str) -> str:
 
 
 def svg_file(draw: Callable[[], Figure], name: str) -> str:
-    """An SVG as a file of its own, in light or dark as its reader prefers."""
+    """An SVG as a file of its own, in light or dark as its reader prefers, of 100 pixels an inch."""
     view, body = _svg(draw, name)
+    width, height = (round(float(points) * 100 / 72) for points in view.rstrip('"').split()[-2:])
+    size = f'{view} width="{width}" height="{height}"'
     style = "svg { color: var(--ink); background: var(--ground); font-family: sans-serif }"
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f"<svg {spaces} {view}><style>{variables()}\n{style}</style>{body}</svg>\n"
+    return f"<svg {spaces} {size}><style>{variables()}\n{style}</style>{body}</svg>\n"
 
 
 def png_file(draw: Callable[[], Figure]) -> bytes:

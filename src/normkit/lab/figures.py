@@ -149,7 +149,7 @@ def _dots(
     axes: Axes, y: int, row: Row, values: list[float], mean: Estimate | None, scale: float = 1.0
 ) -> None:
     shade = color(row.norm)
-    axes.plot(values, [y + 0.27] * len(values), "o", color=shade, ms=4, alpha=0.4, mew=0)
+    axes.plot(values, [y + 0.27] * len(values), "o", color=shade, ms=4, alpha=0.6, mew=0)
     if mean is not None:
         low, high = (None if end is None else scale * end for end in (mean.low, mean.high))
         interval(axes, y, scale * mean.mean, low, high, shade)

@@ -12,6 +12,10 @@ from scipy.special import stdtrit
 CONFIDENCE = 0.95
 
 
+class NoValuesError(ValueError):
+    """A mean was asked for of no value, as where every run diverged."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over seeds and its two-sided interval; one value alone has none, and both ends are None."""
@@ -38,13 +42,16 @@ class Estimate:
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the mean of independent values: mean ± t · s / √n, t of n-1 degrees of freedom (Student 1908).
 
-    Raises ValueError where there is no value, or one is not finite: a missing value is never averaged over.
+    Raises ValueError where there is no value (NoValuesError), or one is not finite: a missing value is never averaged
+    over.
 
     >>> mean_interval([1.0, 2.0, 3.0]).mean
     2.0
     """
     x = np.asarray(values, dtype=np.float64)
-    if x.size == 0 or not np.isfinite(x).all():
+    if x.size == 0:
+        raise NoValuesError("a mean needs one or more finite values, got none")
+    if not np.isfinite(x).all():
         raise ValueError(f"a mean needs one or more finite values, got {list(values)}")
     mean = float(x.mean())
     if x.size == 1:

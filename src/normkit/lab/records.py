@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class Settings:
     @property
     def key(self) -> str:
         """The run's name in the store: a digest of every setting."""
-        settings = dataclasses.asdict(self)
+        settings = dict(vars(self))
         if self.processes == 1:  # as runs were named before there could be more
             del settings["processes"]
         text = json.dumps(settings, sort_keys=True)

@@ -2,12 +2,13 @@
 
 A kill at any moment loses at most the epoch under way, by the order in which `Store.record` does things:
 
-1. the state after the epoch is put in place under its own name, whole (written aside, synced, renamed);
+1. the state after the epoch is put in place under its own name, whole (written aside, renamed);
 2. one transaction records the epoch, its measurements and the digest of that state;
 3. the state after the epoch before is deleted.
 
 Whatever a kill leaves behind, a file written halfway or one that no epoch refers to, is swept at the next
-opening.
+opening. A power cut loses the last second, or the run under way: what of its state has not reached the disk, the
+digest tells.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from normkit.lab.database import connect, one_line
+from normkit.lab.database import Disk, connect, one_line
 from normkit.lab.records import Epoch, Measurement, Run, Settings
 
 VERSION = 1  # of the schema
@@ -67,6 +68,7 @@ class Store:
         self._path = out / "runs.sqlite"
         self._states = out / "states"
         self._db = connect(self._path, _SCHEMA, VERSION, "a store of runs")
+        self._disk = Disk(self._db)
         try:
             with one_line(self._path):
                 self._sweep()
@@ -96,9 +98,10 @@ class Store:
         data = safetensors.torch.save(state)
         ends = epoch.diverged or epoch.number == settings.epochs
         with one_line(self._path.parent):
+            due = self._disk.due()
             if not ends:
                 self._states.mkdir(exist_ok=True)
-                _write_whole(self._state_path(settings.key, epoch.number), data)
+                _write_whole(self._state_path(settings.key, epoch.number), data, wait=due)
             with self._db:
                 self._insert(settings, parameters, epoch, hashlib.sha256(data).hexdigest())
             self._state_path(settings.key, epoch.number - 1).unlink(missing_ok=True)
@@ -135,7 +138,7 @@ class Store:
         return self._states / f"{key}-{epoch}.safetensors"
 
     def _insert(self, settings: Settings, parameters: int, epoch: Epoch, state: str) -> None:
-        key, text = settings.key, json.dumps(dataclasses.asdict(settings))
+        key, text = settings.key, json.dumps(vars(settings))
         self._db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", [key, text, parameters])
         self._db.execute(
             "INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?)",
@@ -173,17 +176,20 @@ class Store:
         )
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Put a file in place so that it is there completely or not at all, through a power cut as well."""
+def _write_whole(path: Path, data: bytes, *, wait: bool) -> None:
+    """Put a file in place so that it is there completely or not at all; having waited, through a power cut as well."""
     aside = path.with_name(path.name + ".tmp")
     try:
         with aside.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if wait:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    if not wait:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name itself

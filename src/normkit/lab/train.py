@@ -51,8 +51,8 @@ def train(
         return run
     _check(settings, dataset)
     device = _device(settings.device)
-    with _conditions(settings.threads, device):
-        session = _Session(settings, dataset, device, crew)
+    with conditions(settings.threads, device):
+        session = Session(settings, dataset, device, crew)
         state, done = crew.told((store.state(settings), store.run(settings)) if store else (None, None))
         epochs = done.epochs if done else ()
         if state is not None:
@@ -71,7 +71,7 @@ def train(
     return run
 
 
-class _Session:
+class Session:
     """A run in memory: the model, the optimizer, the generators, and the data that they work on."""
 
     def __init__(self, settings: Settings, dataset: Dataset, device: torch.device, crew: Crew) -> None:
@@ -233,7 +233,7 @@ def _optimizer(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimi
 
 
 @contextmanager
-def _conditions(threads: int, device: torch.device) -> Generator[None]:
+def conditions(threads: int, device: torch.device) -> Generator[None]:
     """The run's own threads, generators and deterministic kernels; the caller's afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -256,3 +256,17 @@ def test_a_network_of_the_users_where_it_makes_sense(name: str, tmp_path: Path) 
     for norm in ("none", "batch"):
         trial = next(t for t in study.trials("quick") if t.levels["norm"] == norm)
         assert study.measure(trial, subject) != study.measure(trial, Subject())
+
+
+def test_placement_takes_the_seeds_that_every_network_got_through() -> None:
+    """Batch norm after the activation diverges with the CNN at seed 3, at every learning rate."""
+
+    def lost(trial: Trial, side: int) -> Result:
+        levels = trial.levels
+        diverged = (levels["network"], levels["placement"], trial.seed) == ("cnn", "post", 3)
+        return {"accuracy": None, "final accuracy": None} if diverged else placed(trial, side)
+
+    finding = find("placement").judge(results(find("placement"), lost, lambda seed: 1))
+    assert finding.verdict == "supported"
+    counts = {effect.label.rpartition(", ")[2]: effect.estimate.count for effect in finding.effects}
+    assert counts == {"all networks": 5, "mlp": 6, "cnn": 5, "sigmoid": 6, "residual": 6}

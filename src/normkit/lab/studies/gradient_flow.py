@@ -132,8 +132,9 @@ class GradientFlow(Study):
             ]
             drawing.curves(axes, lines)
             drawing.plain_ticks(axes.xaxis, DEPTHS)
+            drawing.plain_ticks(axes.yaxis, [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2])
         panels[0].set_ylabel("gradient's slope, decades a layer")
-        figure.subplots_adjust(right=0.9, wspace=0.55)
+        figure.subplots_adjust(right=0.9, wspace=0.6)
         return figure
 
 

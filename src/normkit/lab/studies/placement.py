@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 from matplotlib.figure import Figure
 
 from normkit.lab import drawing
-from normkit.lab.bootstrap import bootstrap_difference
+from normkit.lab.bootstrap import bootstrap_mean
 from normkit.lab.models import MODELS, PLACEMENTS, build
 from normkit.lab.studies.choices import best_level
 from normkit.lab.studies.conclusion import told
@@ -81,12 +81,9 @@ class Placement(Study):
     def judge(self, results: Results) -> Finding:
         effects = list[Effect]()
         for norm in map(str, results.levels("norm")):
-            pairs = {model: _pair(results, model, norm) for model in map(str, results.levels("network"))}
-            overall = [
-                list(map(fmean, zip(*(pair[i] for pair in pairs.values()), strict=True))) for i in (0, 1)
-            ]
-            for name, (before, after) in {"all networks": overall, **pairs}.items():
-                estimate = bootstrap_difference(before, after)
+            pairs = {model: _pairs(results, model, norm) for model in map(str, results.levels("network"))}
+            for name, of_seed in {"all networks": _overall(pairs.values()), **pairs}.items():
+                estimate = bootstrap_mean([before - after for before, after in of_seed.values()])
                 effects.append(Effect(f"{norm} before - after, {name}", estimate, 0.0, "above", "points"))
         each = ", ".join(
             f"{told(effect.estimate)} in {model}" for model, effect in zip(MODELS, effects[1:], strict=False)
@@ -111,11 +108,20 @@ class Placement(Study):
         return figure
 
 
-def _pair(results: Results, model: str, norm: str) -> tuple[list[float], list[float]]:
+def _pairs(results: Results, model: str, norm: str) -> dict[int, tuple[float, float]]:
     """The accuracies before and after, by seed, each at its best learning rate."""
     arms = [{"network": model, "norm": norm, "placement": placement} for placement in PLACEMENTS]
     chosen = [{**arm, "lr": _rate(results, arm)} for arm in arms]
-    return results.paired("accuracy", *chosen)
+    return results.pairs("accuracy", *chosen)
+
+
+def _overall(networks: Collection[Mapping[int, tuple[float, float]]]) -> dict[int, tuple[float, float]]:
+    """The means over all networks, for the seeds that are pairs in each."""
+    whole = set.intersection(*map(set, networks))
+    return {
+        seed: (fmean(n[seed][0] for n in networks), fmean(n[seed][1] for n in networks))
+        for seed in sorted(whole)
+    }
 
 
 def _rate(results: Results, arm: Mapping[str, str]) -> float:

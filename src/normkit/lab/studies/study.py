@@ -129,9 +129,16 @@ class Results:
         self, value: str, a: Mapping[str, Level], b: Mapping[str, Level]
     ) -> tuple[list[float], list[float]]:
         """A value at levels `a` and at levels `b`, over the seeds where both have one."""
+        pairs = self.pairs(value, a, b).values()
+        return [of_a for of_a, _ in pairs], [of_b for _, of_b in pairs]
+
+    def pairs(
+        self, value: str, a: Mapping[str, Level], b: Mapping[str, Level]
+    ) -> dict[int, tuple[float, float]]:
+        """By seed, a value at levels `a` and at levels `b`, where both have one."""
         of_a, of_b = self.of(**a), self.of(**b)
         both = [s for s in of_a if s in of_b and None not in (of_a[s][value], of_b[s][value])]
-        return [_number(of_a[s][value]) for s in both], [_number(of_b[s][value]) for s in both]
+        return {s: (_number(of_a[s][value]), _number(of_b[s][value])) for s in both}
 
 
 def _number(value: object) -> float:
@@ -180,7 +187,7 @@ class Study(ABC):
 
     @abstractmethod
     def judge(self, results: Results) -> Finding:
-        """Apply the rule."""
+        """Apply the rule; a NoValuesError of an interval, where an arm has no value, stands for undecided."""
 
     @abstractmethod
     def figure(self, results: Results) -> Figure:

@@ -35,12 +35,11 @@ def write_formats(reports: Sequence[Report], folder: Path, formats: Sequence[str
 def _content(report: Report, kind: str) -> str | bytes | None:
     if kind == "csv":
         return _wide(report)
-    if report.finding is None:
+    if report.draw is None:
         return None
-    study, results = report.study, report.results
     if kind == "png":
-        return drawing.png_file(lambda: study.figure(results))
-    return drawing.svg_file(lambda: study.figure(results), study.name)
+        return drawing.png_file(report.draw)
+    return drawing.svg_file(report.draw, report.study.name)
 
 
 def _wide(report: Report) -> str:

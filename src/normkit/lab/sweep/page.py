@@ -6,15 +6,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from markupsafe import Markup
 
-import normkit
 from normkit import page
 from normkit.lab import drawing, palette
 from normkit.lab.studies.study import Effect
 from normkit.lab.sweep import text
-from normkit.lab.sweep.sweep import Plan, Report
+from normkit.lab.sweep.sweep import VERSIONS, Plan, Report
 
 _TEMPLATE = Path(__file__).parent.parent / "templates" / "studies.html.j2"
 
@@ -53,7 +51,7 @@ def render(
             ("data", f"{plan.subject.data}, where a study does not make its own"),
             ("networks", plan.subject.model or "those of each study’s design"),
             ("scale", plan.scale),
-            ("versions", f"normkit {normkit.__version__}, torch {torch.__version__}"),
+            ("versions", VERSIONS),
         ],
         command=command(names, plan, out),
     )
@@ -62,7 +60,7 @@ def render(
 def _study(report: Report, plan: Plan, out: Path) -> dict[str, object]:
     study, finding = report.study, report.finding
     trials = len(report.results.measured)
-    drawn = finding and drawing.svg(lambda: study.figure(report.results), study.name)
+    drawn = report.draw and drawing.svg(report.draw, study.name)
     return {
         "name": study.name,
         "claim": study.claim,

@@ -8,21 +8,27 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import normkit
 from normkit.lab.data import load
+from normkit.lab.intervals import NoValuesError
 from normkit.lab.studies.study import Finding, Result, Results, Scale, Study, Subject
 from normkit.lab.sweep import pool
 from normkit.lab.sweep.interrupts import held
 from normkit.lab.sweep.task import Outcome, Task
 from normkit.lab.sweep.trials import Trials
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Called with the trials done of all, and with what is under way.
 OnProgress = Callable[[int, int, str], None]
 # From tasks to their outcomes, in any order.
 Runner = Callable[[Iterable[Task]], Generator[Outcome]]
+VERSIONS = f"normkit {normkit.__version__}, torch {torch.__version__}"  # which decide the last bits
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,13 @@ class Report:
     problems: tuple[Outcome, ...]
     seconds: float  # of all its trials, one after the other
 
+    @property
+    def draw(self) -> Callable[[], Figure] | None:
+        """What draws the study's figure; None where there is no effect to show."""
+        if self.finding is None or not self.finding.effects:
+            return None
+        return lambda: self.study.figure(self.results)
+
 
 def plan(studies: Sequence[Study], scale: Scale, subject: Subject | None = None) -> Plan:
     """Lay out the trials of studies; whatever could refuse them later is checked here.
@@ -60,12 +73,11 @@ def plan(studies: Sequence[Study], scale: Scale, subject: Subject | None = None)
     for study in studies:
         study.check(subject)
     prints, located = fingerprint(subject), subject.located()
-    versions = f"normkit {normkit.__version__}, torch {torch.__version__}"
     tasks = [
         (
             study,
             tuple(
-                Task(trial.key(study, subject, prints, versions), study, trial, located)
+                Task(trial.key(study, subject, prints, VERSIONS), study, trial, located)
                 for trial in study.trials(scale)
             ),
         )
@@ -102,27 +114,47 @@ def carry_out(
         runner: what measures the others in place of these processes.
         on_progress: told of every trial.
     """
-    workers = workers or len(os.sched_getaffinity(0))
-    progress = on_progress or (lambda done, total, what: None)
     with Trials(out) as trials:
+        problems = complete(plan, trials, workers=workers, runner=runner, on_progress=on_progress)
         measured = trials.results(plan.all)
-        missing = [task for task in plan.all if task.key not in measured]
-        together = [task for task in missing if not task.study.alone]
-        alone = [task for task in missing if task.study.alone]
-        problems: list[Outcome] = []
-        done, total = len(plan.all) - len(missing), len(plan.all)
-        progress(done, total, "")
-        for outcomes in (runner(together) if runner else pool.run(together, workers), pool.run(alone, 1)):
-            with closing(outcomes):
-                for outcome in outcomes:
-                    done += 1
-                    if outcome.result is None:
-                        problems.append(outcome)
-                    else:
-                        with held():  # what is finished is kept
-                            trials.record(outcome.task, outcome.result, outcome.seconds)
-                    progress(done, total, str(outcome.task))
-        measured = trials.results(plan.all)
+    return judged(plan, measured, problems)
+
+
+def complete(
+    plan: Plan,
+    trials: Trials,
+    *,
+    workers: int | None = None,
+    runner: Runner | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Outcome]:
+    """Measure what a store lacks of a plan, as `carry_out` does, and return what could not be measured."""
+    progress = on_progress or (lambda done, total, what: None)
+    measured = trials.results(plan.all)
+    missing = [task for task in plan.all if task.key not in measured]
+    together = [task for task in missing if not task.study.alone]
+    alone = [task for task in missing if task.study.alone]
+    problems: list[Outcome] = []
+    done, total = len(plan.all) - len(missing), len(plan.all)
+    progress(done, total, "")
+    many = runner(together) if runner else pool.run(together, workers or len(os.sched_getaffinity(0)))
+    for outcomes in (many, pool.run(alone, 1)):
+        with closing(outcomes):
+            for outcome in outcomes:
+                done += 1
+                if outcome.result is None:
+                    problems.append(outcome)
+                else:
+                    with held():  # what is finished is kept
+                        trials.record(outcome.task, outcome.result, outcome.seconds)
+                progress(done, total, str(outcome.task))
+    return problems
+
+
+def judged(
+    plan: Plan, measured: Mapping[str, tuple[Result, float]], problems: Sequence[Outcome] = ()
+) -> list[Report]:
+    """What the studies of a plan find in what was measured, by the keys of tasks."""
     return [_judged(study, tasks, measured, problems) for study, tasks in plan.tasks]
 
 
@@ -135,4 +167,11 @@ def _judged(
     results = Results((task.trial, measured[task.key][0]) for task in tasks if task.key in measured)
     mine = tuple(outcome for outcome in problems if outcome.task.study.name == study.name)
     seconds = sum(measured[task.key][1] for task in tasks if task.key in measured)
-    return Report(study, results, None if mine else study.judge(results), mine, seconds)
+    return Report(study, results, None if mine else _found(study, results), mine, seconds)
+
+
+def _found(study: Study, results: Results) -> Finding:
+    try:
+        return study.judge(results)
+    except NoValuesError:  # no rule says more of an arm that no seed got through
+        return Finding("undecided", (), "Nothing to compare: every run, or every pair, of an arm diverged.")

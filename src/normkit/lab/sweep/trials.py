@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from normkit.lab.database import connect, one_line
+from normkit.lab.database import Disk, connect, one_line
 from normkit.lab.studies.study import Result
 from normkit.lab.sweep.task import Task
 
+FILE = "trials.sqlite"
 VERSION = 1  # of the schema
 
 _SCHEMA = """
@@ -37,8 +38,9 @@ class Trials:
     """
 
     def __init__(self, out: Path) -> None:
-        self._path = out / "trials.sqlite"
+        self._path = out / FILE
         self._db = connect(self._path, _SCHEMA, VERSION, "a store of trials")
+        self._disk = Disk(self._db)
 
     def __enter__(self) -> Trials:
         return self
@@ -53,11 +55,13 @@ class Trials:
     def record(self, task: Task, result: str, seconds: float) -> None:
         """Keep what a trial measured, as JSON."""
         trial = json.dumps(dict(task.trial.levels)), task.trial.seed, json.dumps(vars(task.subject))
-        with one_line(self._path), self._db:
-            self._db.execute(
-                "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [task.key, task.study.name, *trial, result, seconds],
-            )
+        with one_line(self._path):
+            self._disk.due()
+            with self._db:
+                self._db.execute(
+                    "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [task.key, task.study.name, *trial, result, seconds],
+                )
 
     def results(self, tasks: Iterable[Task]) -> dict[str, tuple[Result, float]]:
         """By key, the result of each task that was measured, and how many seconds it took."""
