@@ -55,18 +55,18 @@ class Channels {
     // Stages: sums of the gradient, input gradient from given sums, or both.
     template <class Act>
     int64_t backward(Act act) const {
-        const bool measured = call_.stages & kSums;
-        const double count = !measured ? call_.count : call_.constant_statistics ? 0 : double(find_positions());
         const Upstream<T, Act> upstream{tensor(call_.dy), tensor(call_.residual), act};
-        run(
-            2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, GradientSumsPass<T, Act>{x(), upstream},
-            [](int64_t, int64_t) { return false; },
-            [&](int64_t c0, int64_t c1) {
-                if (measured) finish_sums(c0, c1);
-                set_gradient(c0, c1, count);
-            },
-            InputGradientPass<T, Act>{x(), upstream, output(call_.dx), output(call_.dresidual)});
-        return 0;
+        const Output<T> dx = output(call_.dx), dresidual = output(call_.dresidual);
+        if constexpr (std::is_same_v<Act, Relu>) {
+            // dz is dy or 0, and no rounding is lost where the first pass leaves it to the second, in the cache.
+            if (call_.dresidual && !call_.mask && call_.stages == (kSums | kOutputs) && !dresidual.streamed) {
+                const T* dz = tensor(call_.dresidual);
+                return backward(GradientSumsPass<T, Act>{x(), upstream, {static_cast<T*>(call_.dresidual), false}},
+                                InputGradientPass<T, None>{x(), {dz, nullptr, {}}, dx, {}});
+            }
+        }
+        return backward(GradientSumsPass<T, Act>{x(), upstream, {}},
+                        InputGradientPass<T, Act>{x(), upstream, dx, dresidual});
     }
 
    private:
@@ -81,6 +81,20 @@ class Channels {
     static constexpr int kMostSamples = is_half<T> ? 16 : 1;
     mutable int samples_ = 1;
     mutable int64_t sample_n_[kMostSamples] = {}, sample_s_[kMostSamples] = {};
+
+    template <class SumsPass, class OutputPass>
+    int64_t backward(const SumsPass& sums, const OutputPass& outputs) const {
+        const bool measured = call_.stages & kSums;
+        const double count = !measured ? call_.count : call_.constant_statistics ? 0 : double(find_positions());
+        run(
+            2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, sums, [](int64_t, int64_t) { return false; },
+            [&](int64_t c0, int64_t c1) {
+                if (measured) finish_sums(c0, c1);
+                set_gradient(c0, c1, count);
+            },
+            outputs);
+        return 0;
+    }
 
     static const T* tensor(const void* data) { return static_cast<const T*>(data); }
     const T* x() const { return tensor(call_.x); }

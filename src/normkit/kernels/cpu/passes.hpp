@@ -2,7 +2,7 @@
 //
 //   MomentsPass         Σ(x - k), Σ(x - k)²               in f64 for f32, in short runs of f32 for half types
 //   NormalizePass       y  = a(z),  z = scale (x - hi) + bias + residual
-//   GradientSumsPass    Σ dz, Σ dz xhat                   with dz = dy a'(z)
+//   GradientSumsPass    Σ dz, Σ dz xhat                   with dz = dy a'(z); writes dz where there is a place for it
 //   InputGradientPass   dx = scale dz + b (x - hi) + c,  dresidual = dz
 //
 // A pass is called as pass.apply<A>(at, lanes, coefficients, sums), one that writes outputs as apply_two as well, whose
@@ -165,7 +165,10 @@ struct NormalizePass {
 
     template <class A>
     using Coefficient = Affine<A>;
-    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), y.prefetch(at); }
+    NORMKIT_INLINE void prefetch(int64_t at) const {
+        fetch(x + at), y.prefetch(at);
+        if (residual) fetch(residual + at);
+    }
     int64_t lead(int64_t at) const { return y.lead(at); }
     bool streamed() const { return y.streamed; }
     const Output<T>& out() const { return y; }
@@ -193,6 +196,10 @@ struct Upstream {
     const T *dy, *residual;
     Act act;
 
+    NORMKIT_INLINE void prefetch(int64_t at) const {
+        fetch(dy + at);
+        if (!std::is_same_v<Act, None> && residual) fetch(residual + at);
+    }
     template <class A, class Lanes>
     NORMKIT_INLINE A dz(int64_t at, Lanes lanes, A d, const Affine<A>& by) const {
         const A v = load<A>(dy + at, lanes);
@@ -221,6 +228,7 @@ struct GradientSumsPass {
     using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
     const T* x;
     Upstream<T, Act> upstream;
+    Output<T> dresidual;  // dz, if not null
 
     template <class A>
     struct Coefficient : Affine<A> {
@@ -229,13 +237,15 @@ struct GradientSumsPass {
         NORMKIT_INLINE explicit Coefficient(const From& from)
             : Affine<A>(from), rstd(from.template get<A>(kRstd)), end(from.template get<A>(kEnd)) {}
     };
-    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), fetch(upstream.dy + at); }
+    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), upstream.prefetch(at); }
     int64_t lead(int64_t) const { return 0; }
 
     template <class A, class Lanes>
     NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
         const A d = by.centred(load<A>(x + at, lanes));
-        add_gradient(sums, keep(upstream.dz(at, lanes, d, by), lanes), fma(d, by.rstd, by.end));
+        const A dz = upstream.dz(at, lanes, d, by);
+        if (dresidual.data) dresidual.put(at, dz, lanes);
+        add_gradient(sums, keep(dz, lanes), fma(d, by.rstd, by.end));
     }
 };
 
@@ -256,7 +266,7 @@ struct InputGradientPass {
         NORMKIT_INLINE explicit Coefficient(const From& from)
             : Affine<A>(from), b(from.template get<A>(kB)), c(from.template get<A>(kC)) {}
     };
-    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), fetch(upstream.dy + at), dx.prefetch(at); }
+    NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), upstream.prefetch(at), dx.prefetch(at); }
     int64_t lead(int64_t at) const { return dx.lead(at); }
     bool streamed() const { return dx.streamed; }
     const Output<T>& out() const { return dx; }
