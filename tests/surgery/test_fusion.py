@@ -178,15 +178,6 @@ def test_hooks_go_on_seeing_what_they_saw(hooked: str) -> None:
     assert "see what" in outcome.left["norm"]
 
 
-def test_a_module_computes_what_it_did() -> None:
-    """So hooks on it, and others who call it, see what they saw."""
-    block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    model = nn.Sequential(block, nn.ReLU())
-    outcome = nk.accelerate(model)
-    assert outcome.left == {"0.1": "its activation runs in the forward of another module, so not fused"}
-    assert type(model[1]) is nn.ReLU
-
-
 def test_one_activation_at_several_places_of_a_list() -> None:
     relu = nn.ReLU()
     torch.manual_seed(0)

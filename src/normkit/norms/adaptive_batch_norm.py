@@ -163,10 +163,12 @@ class _Adaptive(_BatchNorm):
         mask: Tensor | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
+        activation: str | None = None,
     ) -> Tensor:
         """As batch norm in training; in evaluation see `normkit.functional.adaptive_batch_norm`."""
         if self.training or self.running_mean is None or self.tracking.frozen:
-            return super().forward(input, residual=residual, mask=mask, weight=weight, bias=bias)
+            given = {"residual": residual, "mask": mask, "weight": weight, "bias": bias}
+            return super().forward(input, **given, activation=activation)
         self._check_input_dim(input)
         running = self._running(Place(scope.domain))
         return adaptive_batch_norm(
@@ -178,7 +180,7 @@ class _Adaptive(_BatchNorm):
             self.prior,
             self.eps,
             per_sample=self.per_sample,
-            activation=self.activation,
+            activation=self.activation if activation is None else activation,
             residual=residual,
             mask=mask,
         )

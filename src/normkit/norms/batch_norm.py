@@ -152,21 +152,23 @@ class _BatchNorm(Switched, torch.nn.modules.batchnorm._BatchNorm):  # pyright: i
         mask: Tensor | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
+        activation: str | None = None,
     ) -> Tensor:
         """Normalize, add the residual, activate; see `normkit.functional.batch_norm`.
 
-        A weight or bias given here, (C) or (N, C), stands in for the layer's own.
+        A weight or bias given here, (C) or (N, C), or an activation, stands in for the layer's own.
         """
         self._check_input_dim(input)
+        activation = self.activation if activation is None else activation
         own_weight, own_bias = inputs.own_affine(self)
         weight, bias = own_weight if weight is None else weight, own_bias if bias is None else bias
         plain = self.tracking.plain and scope.plain
         if self._by_own_rule or not plain:
             if plain and self.training and mask is None and self.process_group is None:
-                y = self._straight(input, weight, bias, residual, self._moving())
+                y = self._straight(input, weight, bias, activation, residual, self._moving())
                 if y is not None:
                     return y
-            return self._switched(input, Affine(weight, bias, self.eps, self.activation, residual, mask))
+            return self._switched(input, Affine(weight, bias, self.eps, activation, residual, mask))
         group = None if self.process_group is None else self._sharing(measures=True)
         running_mean = running_var = batches = None
         # Statistics that are there normalize in evaluation even where they are no longer tracked.
@@ -181,7 +183,7 @@ class _BatchNorm(Switched, torch.nn.modules.batchnorm._BatchNorm):  # pyright: i
             self.training or (running_mean is None and running_var is None),
             self.momentum,
             self.eps,
-            activation=self.activation,
+            activation=activation,
             residual=residual,
             mask=mask,
             num_batches_tracked=batches if self.training else None,
@@ -195,7 +197,13 @@ class _BatchNorm(Switched, torch.nn.modules.batchnorm._BatchNorm):  # pyright: i
         return None if mean is None or var is None else (mean, var, self.momentum, batches)
 
     def _straight(
-        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        activation: str | None,
+        residual: Tensor | None,
+        running: Any,
     ) -> Tensor | None:
         """The short way of an ordinary training step by a rule of its own; None where there is none."""
 

@@ -194,14 +194,20 @@ class _BatchRenorm(_BatchNorm):
         return _corrected(input, running.mean, running.var, r_max, d_max, affine, group, layer)
 
     def _straight(
-        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        activation: str | None,
+        residual: Tensor | None,
+        running: Any,
     ) -> Tensor | None:
         if running is None or not kernels.is_plain(input):
             return None
         kept = [self._buffers[name] for name in PREVIOUS]
         # Of a recomputation, those of the step that it repeats.
         mean, var, steps = recall_once((running[0], running[1], running[3]), kept)  # pyright: ignore
-        rest = weight, bias, self.eps, self.activation, residual, running
+        rest = weight, bias, self.eps, activation, residual, running
         if int(steps) < self.warmup:
             return kernels.straight_channels(input, *rest, True)
         r_max, d_max = map(float, self._limits(int(steps)))

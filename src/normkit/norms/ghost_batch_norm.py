@@ -221,10 +221,16 @@ class _GhostBatchNorm(_BatchNorm):
         return _by_ghosts(input, self.ghost_size, affine)
 
     def _straight(
-        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, running: Any
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        activation: str | None,
+        residual: Tensor | None,
+        running: Any,
     ) -> Tensor | None:
         return kernels.straight_ghosts(
-            input, self.ghost_size, weight, bias, self.eps, self.activation, residual, running
+            input, self.ghost_size, weight, bias, self.eps, activation, residual, running
         )
 
     def _track(self, stats: Tensor, count: int | Tensor, row: int | None = None) -> None:

@@ -155,10 +155,11 @@ class GroupNorm(torch.nn.GroupNorm):
         mask: Tensor | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
+        activation: str | None = None,
     ) -> Tensor:
         """Normalize, activate; see `normkit.functional.group_norm`.
 
-        A weight or bias given here, (C) or (N, C), stands in for the layer's own.
+        A weight or bias given here, (C) or (N, C), or an activation, stands in for the layer's own.
         """
         own_weight, own_bias = inputs.own_affine(self)
         return group_norm(
@@ -167,7 +168,7 @@ class GroupNorm(torch.nn.GroupNorm):
             own_weight if weight is None else weight,
             own_bias if bias is None else bias,
             self.eps,
-            activation=self.activation,
+            activation=self.activation if activation is None else activation,
             mask=mask,
         )
 

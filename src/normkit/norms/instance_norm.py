@@ -182,12 +182,14 @@ class _InstanceNorm(Tracked, torch.nn.modules.instancenorm._InstanceNorm):  # py
         mask: Tensor | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
+        activation: str | None = None,
     ) -> Tensor:
         """Normalize, activate; see `normkit.functional.instance_norm`. (C, *) is taken as one sample.
 
-        A weight or bias given here, (C) or (N, C), stands in for the layer's own.
+        A weight or bias given here, (C) or (N, C), or an activation, stands in for the layer's own.
         """
         self._check_input_dim(input)
+        activation = self.activation if activation is None else activation
         axis: int = input.dim() - self._get_no_batch_dim()
         if input.shape[axis] != self.num_features:
             self._wrong_channels(input.shape[axis], axis, used=weight is not None or bias is not None)
@@ -195,7 +197,7 @@ class _InstanceNorm(Tracked, torch.nn.modules.instancenorm._InstanceNorm):  # py
         own_weight, own_bias = inputs.own_affine(self)
         weight, bias = own_weight if weight is None else weight, own_bias if bias is None else bias
         if not (self.tracking.plain and scope.plain):
-            y = self._tracked(batch, Affine(weight, bias, self.eps, self.activation, mask=mask))
+            y = self._tracked(batch, Affine(weight, bias, self.eps, activation, mask=mask))
             return y if axis == 1 else y.squeeze(0)
         running_mean, running_var, _ = inputs.own_running(self)
         y = instance_norm(
@@ -207,7 +209,7 @@ class _InstanceNorm(Tracked, torch.nn.modules.instancenorm._InstanceNorm):  # py
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
-            activation=self.activation,
+            activation=activation,
             mask=mask,
         )
         return y if axis == 1 else y.squeeze(0)

@@ -31,10 +31,9 @@ def accelerate(model: nn.Module, example: Any = None) -> Outcome:
 
     An activation of ours (also in place) and an addition are fused where torch.fx's graph of the forward, in training
     and in evaluation, with optional arguments left out and given, proves that they are all that takes the norm's
-    output, that both summands have one shape, and that one forward activates and calls the norm. An addition in a
-    forward above is fused too: the modules between hand the residual on. A module that was the activation becomes
-    `torch.nn.Identity`; where it serves others too, or where a function activates or adds, the forward around it is
-    written anew. Numbers that such a forward takes from attributes are those of now. Layers shared by several calls,
+    output, and that both summands have one shape. What a forward above adds or activates is fused too: the modules
+    between hand it on. A module that was the activation in the same forward becomes `torch.nn.Identity`; where it
+    serves others too, or where a function activates or adds, the forward around it is written anew. Numbers that such a forward takes from attributes are those of now. Layers shared by several calls,
     or with hooks, are not fused; nor is anything in a model that torch.fx cannot follow.
 
     Args:

@@ -54,8 +54,8 @@ def check_norm(flow: Flow, norm: _BatchNorm, node: fx.Node) -> None:
         ),
         "it does not evaluate by running statistics": not by_running,
         "it has statistics of several domains": tracked and bool(norm.domains),
-        "it is called with more than a residual": len(node.args) > 1
-        or not {*node.kwargs} <= {"input", "residual"},
+        "it is called with more than a residual and an activation": len(node.args) > 1
+        or not {*node.kwargs} <= {"input", "residual", "activation"},
     }
     _refuse(refusals)
 
@@ -147,8 +147,8 @@ def check_pair(
         _refuse({"its output is used elsewhere too": _neighbour(flow, neighbour, consumer) is not node})
         return
     refusals = {
-        "an activation or a residual is between them": "residual" in node.kwargs
-        or getattr(norm, "activation", None) is not None,
+        "an activation or a residual is between them": getattr(norm, "activation", None) is not None
+        or any(node.kwargs.get(name) is not None for name in ("residual", "activation")),
         "what goes into the batch norm may change between them": any(
             type(flow.module(between)) is not nn.Identity for between in flow.between(node, neighbour)
         ),

@@ -22,7 +22,7 @@ from normkit.surgery.ours import NORMS, has_known_forward, introduce
 from normkit.surgery.outcome import Outcome, check_model
 from normkit.surgery.passes import undisturbed
 from normkit.surgery.restore import whole_or_nothing
-from normkit.surgery.targets import BATCH, MIXED, TAKE_RESIDUALS, Seen, build, check_to, is_of_rows
+from normkit.surgery.targets import BATCH, MIXED, TAKE, Seen, build, check_to, is_of_rows
 from normkit.surgery.trace import UntraceableError
 from normkit.surgery.walk import become_like, layers_of
 
@@ -81,8 +81,8 @@ def convert(
     check_model(model)
     outcome = Outcome("convert", model)
     fits = [_Fit(name, layer, to, options) for name, layer in layers_of(model, NORMS)]
-    for fit, residual in zip(fits, _with_residuals(model, fits), strict=True):
-        fit.refuse(_why_not(model, fit.layer, to, residual, fitted=batches is not None))
+    for fit, given in zip(fits, _given(model, fits), strict=True):
+        fit.refuse(_why_not(model, fit.layer, to, given, fitted=batches is not None))
         fit.refuse(_why_not_again(fit.layer, to, options))
     if not fits:
         outcome.note = "the model has no norm that is known"
@@ -153,10 +153,10 @@ class _Fit:
         return self.to in {**BATCH, **MIXED} and getattr(self.layer, "running_mean", None) is not None
 
     @torch.no_grad()
-    def observe(self, x: Tensor, *, residual: bool) -> None:
-        """Take in one input of the old layer, in evaluation."""
-        if residual and "residual" not in signature(type(self.new or self.layer).forward).parameters:
-            self.refuse("it is called with a residual, which the new norm does not take")
+    def observe(self, x: Tensor, given: set[str]) -> None:
+        """Take in one input of the old layer, in evaluation, and what it is called with beside it."""
+        for name in sorted(given - {*signature(type(self.new or self.layer).forward).parameters}):
+            self.refuse(_not_taken(name))
         seen = Seen.of(x)
         if self._seen is None or seen.positions < self._seen.positions:
             self._seen = seen
@@ -229,7 +229,7 @@ def _observe(model: nn.Module, fits: list[_Fit], batches: Iterable[Any], run: Ca
     def hook(fit: _Fit) -> Callable[..., None]:
         def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
-            fit.observe(x, residual=kwargs.get("residual") is not None)
+            fit.observe(x, {name for name in TAKE if kwargs.get(name) is not None})
 
         return see
 
@@ -244,7 +244,7 @@ def _observe(model: nn.Module, fits: list[_Fit], batches: Iterable[Any], run: Ca
         raise InputError("batches must hold one batch or more, and held none")
 
 
-def _why_not(model: nn.Module, layer: nn.Module, to: str, residual: bool, *, fitted: bool) -> str | None:
+def _why_not(model: nn.Module, layer: nn.Module, to: str, given: set[str], *, fitted: bool) -> str | None:
     """Why a layer cannot become another, whatever that is."""
     own = {id(p) for p in layer.parameters()}
     shared = sum(id(p) in own for m in model.modules() for p in vars(m)["_parameters"].values()) > len(own)
@@ -256,8 +256,7 @@ def _why_not(model: nn.Module, layer: nn.Module, to: str, residual: bool, *, fit
         "its parameters are another layer's too, which no fit can serve": fitted and shared,
         "its switches or its domains have no place in another norm": isinstance(layer, Tracked)
         and (not layer.tracking.plain or bool(layer.domains)),
-        "it is called with a residual, which the new norm does not take": residual
-        and to not in TAKE_RESIDUALS,
+        **{_not_taken(name): name in given and to not in kinds for name, kinds in TAKE.items()},
     }
     return next((why for why, holds in refusals.items() if holds), None)
 
@@ -278,16 +277,22 @@ def _regrouped(layer: Any, options: dict[str, Any]) -> str:
     return f", for {asked} groups of two or more do not divide its channels"
 
 
-def _with_residuals(model: nn.Module, fits: list[_Fit]) -> list[bool]:
-    """For each layer whether it is called with a residual, as far as torch.fx can tell."""
+def _not_taken(name: str) -> str:
+    return f"it is called with {'an' if name[0] in 'aeiou' else 'a'} {name}, which the new norm does not take"
+
+
+def _given(model: nn.Module, fits: list[_Fit]) -> list[set[str]]:
+    """For each layer what it is called with beside its input, as far as torch.fx can tell."""
     if isinstance(model, NORMS):
-        return [False] * len(fits)
+        return [set[str]() for _ in fits]
     try:
-        flow = Flow(model, NORMS, training=False)
+        calls = (flow := Flow(model, NORMS, training=False)).calls(NORMS)
     except UntraceableError:
-        return [False] * len(fits)
-    added = {flow.module(node) for node in flow.calls(NORMS) if "residual" in node.kwargs}
-    return [fit.layer in added for fit in fits]
+        return [set[str]() for _ in fits]
+    given = {
+        (flow.module(node), name) for node in calls for name in TAKE if node.kwargs.get(name) is not None
+    }
+    return [{name for name in TAKE if (fit.layer, name) in given} for fit in fits]
 
 
 def _copy_running(old: Any, new: Any) -> None:

@@ -42,7 +42,9 @@ class Folded(nn.Module):
         self.activation = activation
 
     @one_node
-    def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, *, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
         """Add the residual, activate."""
         if input.dim() != self.ndim:
             raise ValueError(
@@ -50,7 +52,8 @@ class Folded(nn.Module):
                 "with an example= of this input"
             )
         y = input if residual is None else input + residual
-        return ACTIVATIONS[self.activation](y) if self.activation else y
+        activation = self.activation if activation is None else activation
+        return ACTIVATIONS[activation](y) if activation else y
 
     def extra_repr(self) -> str:
         """The axes of the input, the activation where there is one."""

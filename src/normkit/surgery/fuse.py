@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from normkit.surgery import fusion, passing
+from normkit.surgery import fusion, handing, passing
+from normkit.surgery.activating import FAR, fuse_above
 from normkit.surgery.dataflow import Flow, calls_in, flows_of
 from normkit.surgery.fusion import Found, Fusion
 from normkit.surgery.ours import NORMS
@@ -46,12 +47,18 @@ def fuse(outcome: Outcome, example: Any) -> None:
     for one in found:
         outcome.left.update({name: why for name, why in one.left.items() if name not in outcome.left})
     plans = _plans(flows, found)
-    for owner, plan in plans.items():
+    for owner, plan in sorted(plans.items(), key=_depth, reverse=True):  # inner ones may yet be handed things
         incomplete = None if unknown is None else _incomplete(outcome.model, owner)
         if incomplete is not None:
             _leave(outcome, [*plan.alone, *(one.name for one in (*plan.fusions, *plan.passings))], incomplete)
         else:
             _carry_out(outcome, owner, plan, flows, found[0])
+    if FAR in outcome.left.values():
+        fuse_above(outcome)
+
+
+def _depth(plan: tuple[str, _Plan]) -> int:
+    return len(plan[0].split(".")) if plan[0] else 0
 
 
 def _incomplete(model: nn.Module, owner: str) -> UntraceableError | None:
@@ -135,7 +142,7 @@ def _rewrite(outcome: Outcome, module: nn.Module, graph: fx.Graph, calls: list[f
         except UntraceableError as why:
             _leave(outcome, [one.name], why)
             continue
-        passing.hand_on(module, one)
+        handing.hand_on(module, one.way, "residual")
         passing.merge(graph, one, calls)
         _tell(outcome, one.name, residual=True, activation=None)
     for one in plan.fusions:

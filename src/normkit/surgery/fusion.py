@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.fx.node import Argument
 
 from normkit.surgery import activations, passing
+from normkit.surgery.activating import FAR, activation_of
 from normkit.surgery.dataflow import Flow, consumer, first_input, owner_of
 from normkit.surgery.ours import BatchNorm, has_known_forward
 from normkit.surgery.passes import hooked
@@ -23,7 +24,6 @@ _FRESH = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
-_FAR = "its activation runs in the forward of another module, so not fused"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Found:
             if isinstance(why, Passing):
                 self.passings = {why.name: why, **self.passings}
                 taken |= set(node.users)
-                why = _FAR if _activation(flow, consumer(*node.users)) else None
+                why = FAR if activation_of(flow, consumer(*node.users)) else None
             if why:
                 self.left = {str(node.target): why, **self.left}
             if len(chain) > 1:
@@ -80,7 +80,7 @@ class Found:
 def _fusion(flow: Flow, chain: list[fx.Node]) -> Fusion:
     body = flow.body(owner_of(chain[0]))
     summed = next((body.index(node) for node in chain if activations.summands(node)), None)
-    activation = _activation(flow, chain[-1])
+    activation = activation_of(flow, chain[-1])
     norm, last = (body.index(node) for node in (chain[0], chain[-1]))
     return Fusion(str(chain[0].target), owner_of(chain[0]), norm, summed, activation, last)
 
@@ -91,7 +91,7 @@ def _chain(flow: Flow, forms: Forms, node: fx.Node) -> tuple[list[fx.Node], str 
     following = consumer(node)
     if norm is None or following is None or getattr(norm, "activation", "") is not None or node.kwargs:
         return chain, None
-    if activations.summands(following) is None and _activation(flow, following) is None:
+    if activations.summands(following) is None and activation_of(flow, following) is None:
         other = flow.module(following)
         foreign = f"{type(other).__name__} is not one of our activations"
         return chain, foreign if activations.is_foreign(other) else None
@@ -112,22 +112,16 @@ def _chain(flow: Flow, forms: Forms, node: fx.Node) -> tuple[list[fx.Node], str 
             return chain, "its input may change before its residual is there, so not fused"
         chain.append(following)
         following = consumer(following)
-    if following is not None and _activation(flow, following):
+    if following is not None and activation_of(flow, following):
         why = _why_not_activation(flow, node, following)
         if why is None:
             chain.append(following)
     return chain, why
 
 
-def _activation(flow: Flow, node: fx.Node | None) -> str | None:
-    if node is None:
-        return None
-    return activations.of_module(flow.module(node)) or activations.of_call(node)
-
-
 def _why_not_activation(flow: Flow, norm: fx.Node, node: fx.Node) -> str | None:
     if owner_of(node) != owner_of(norm):
-        return _FAR
+        return FAR
     module = flow.module(node)
     if module is not None and hooked(module):
         return f"hooks of {node.target} see what is activated, so not fused"

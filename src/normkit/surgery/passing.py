@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import Argument
 
-from normkit.surgery import activations
+from normkit.surgery import activations, handing
 from normkit.surgery.dataflow import Flow, owner_of
 from normkit.surgery.passes import hooked
-from normkit.surgery.rewrite import own_graph, rewrite
 from normkit.surgery.trace import UntraceableError
-from normkit.surgery.walk import become, joined
 
 
 @dataclass(frozen=True)
@@ -43,36 +41,8 @@ def find(flow: Flow, norm: fx.Node, sum: fx.Node) -> Passing | str:
         return "hooks of a module see what is added, so not fused"
     summands = activations.summands(sum)
     assert summands is not None
-    way = _way(flow.model.get_submodule(owner), name.removeprefix(f"{owner}."))
+    way = handing.way_to(flow.model.get_submodule(owner), name.removeprefix(f"{owner}."))
     return Passing(name, owner, way, flow.body(owner).index(sum), int(summands[1] is norm))
-
-
-def _way(module: nn.Module, path: str) -> tuple[str, ...]:
-    """The names down to a module, without what is only a container on the way, and no step of the call."""
-    way: list[str] = []
-    at: nn.Module = module
-    pending: list[str] = []
-    for part in path.split("."):
-        at = at.get_submodule(part)
-        pending.append(part)
-        if not isinstance(at, (nn.ModuleList, nn.ModuleDict)):
-            way.append(".".join(pending))
-            pending = []
-    return tuple(way)
-
-
-class HandsOn(nn.Module):
-    """What a list of modules becomes that hands a residual on to its last one."""
-
-    def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
-        """Each module in turn, the last one with the residual."""
-        if residual is None:
-            return super().forward(input)  # pyright: ignore[reportAttributeAccessIssue]
-        *before, last = vars(self)["_modules"].values()
-        x = input
-        for module in before:
-            x = module(x)
-        return last(x, residual=residual)
 
 
 def check(owner: nn.Module, graph: fx.Graph, calls: list[fx.Node], one: Passing) -> None:
@@ -94,31 +64,7 @@ def check(owner: nn.Module, graph: fx.Graph, calls: list[fx.Node], one: Passing)
         ):
             raise UntraceableError("its residual is made after it, or changes until it is added")
     assert isinstance(other, fx.Node)
-    at = owner
-    for name, inner in zip(one.way, one.way[1:], strict=False):
-        at = at.get_submodule(name)
-        if not _is_list(at):
-            _last_call(own_graph(at), inner)
-        elif next(reversed(vars(at)["_modules"])) != inner:
-            raise UntraceableError("its norm is not the last of its list")
-
-
-def hand_on(owner: nn.Module, one: Passing) -> None:
-    """Let the modules from an owner down to the norm take a residual."""
-    at = owner
-    for name, inner in zip(one.way, one.way[1:], strict=False):
-        at = at.get_submodule(name)
-        if _is_list(at):
-            if not isinstance(at, HandsOn):
-                become(at, joined(type(at), HandsOn, type(at)))
-            continue
-        graph = own_graph(at)
-        call = _last_call(graph, inner)
-        inputs = list(graph.find_nodes(op="placeholder"))
-        with graph.inserting_after(inputs[-1]):
-            residual = graph.placeholder("residual", default_value=None)
-        call.kwargs = {**call.kwargs, "residual": residual}
-        rewrite(at, graph)
+    handing.check(owner, one.way, "residual")
 
 
 def merge(graph: fx.Graph, one: Passing, calls: list[fx.Node]) -> None:
@@ -137,26 +83,3 @@ def _child_and_other(summed: fx.Node, one: Passing) -> tuple[fx.Node, fx.Node]:
     summands = activations.summands(summed)
     assert summands is not None
     return summands[one.place], summands[1 - one.place]
-
-
-def _is_list(module: nn.Module) -> bool:
-    return type(module).forward in (nn.Sequential.forward, HandsOn.forward)
-
-
-def _last_call(graph: fx.Graph, inner: str) -> fx.Node:
-    """The call of a module inside, whose result is what the forward returns."""
-    (output,) = graph.find_nodes(op="output")
-    call = output.args[0]
-    if (
-        not isinstance(call, fx.Node)
-        or call.op != "call_module"
-        or call.target != inner
-        or len(call.users) != 1
-    ):
-        raise UntraceableError("its module does more than return what it gives")
-    if (
-        any(node.target == "residual" for node in graph.find_nodes(op="placeholder"))
-        or "residual" in call.kwargs
-    ):
-        raise UntraceableError("its module has a residual already")
-    return call

@@ -19,6 +19,7 @@ from normkit.surgery.walk import become
 
 _Names = tuple[tuple[str, Any], ...]
 _files = count()
+_OVER = "_written_over"  # attribute of a class that was made here: the one before
 
 
 def own_graph(module: nn.Module) -> fx.Graph:
@@ -71,7 +72,13 @@ def rewrite(module: nn.Module, graph: fx.Graph) -> None:
     used = {name: value for name, value in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
     modules = tuple((name, value.__name__) for name, value in used.items() if isinstance(value, ModuleType))
     values = tuple((name, value) for name, value in used.items() if not isinstance(value, ModuleType))
-    become(module, _with_forward(type(module), code.src, modules, values))
+    kind = vars(type(module)).get(_OVER, type(module))
+    become(module, _with_forward(kind, code.src, modules, values))
+
+
+def is_written(module: nn.Module) -> bool:
+    """Whether a module's forward was written anew."""
+    return _OVER in vars(type(module))
 
 
 def _has(module: nn.Module, target: str) -> bool:
@@ -86,6 +93,8 @@ def _with_forward(kind: type[nn.Module], source: str, modules: _Names, values: _
         "__doc__": kind.__doc__,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
+        _OVER: kind,
+        "takes_handed": True,  # for it had no optional arguments of its own
         "forward": _compiled(source, {**{k: import_module(v) for k, v in modules}, **dict(values)}),
         # By its name, a copy or pickle would find the class before.
         "__reduce__": lambda self: (_blank, (kind, source, modules, values), self.__dict__),

@@ -77,7 +77,11 @@ class Forms:
             self._asked(form, module.num_features)
         if type(module) in _ALIKE or isinstance(module, dropout._DropoutNd) or _is_alike(node):  # pyright: ignore[reportPrivateUsage]
             return form
-        if isinstance(module, _NORMS) and has_known_forward(module) and {*node.kwargs} <= {"residual"}:
+        if (
+            isinstance(module, _NORMS)
+            and has_known_forward(module)
+            and {*node.kwargs} <= {"residual", "activation"}
+        ):
             return form
         summands = activations.summands(node)
         return form if summands is not None and self.same(*summands) else Form(node)

@@ -67,7 +67,8 @@ _IN_SPACE = (
 # For norms of channels, and for norms of rows.
 CHANNELS = (*BATCH, *MIXED, "virtual", "group", "layer", "instance", "rms", "frn")
 ROWS = ("layer", "rms", "dynamic_tanh")
-TAKE_RESIDUALS = (*BATCH, *MIXED, "virtual")
+# What norms may be called with, and those that take it.
+TAKE = {"residual": (*BATCH, *MIXED, "virtual"), "activation": (*BATCH, "group", "layer", "instance")}
 _OTHERS: dict[str, tuple[type[nn.Module], ...]] = {
     "virtual": VIRTUAL[:1], "group": (GroupNorm,), "layer": (LayerNorm,), "instance": _INSTANCE[:1], "rms": (RMSNorm,),
     "frn": (FilterResponseNorm,), "dynamic_tanh": (DynamicTanh,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from normkit.surgery.passes import mode, without_hooks
 from normkit.surgery.restore import Snapshot
 
 GIVEN: Any = object()  # stands for an argument that the caller gives, whatever it is
+# What modules are given by those above them alone, where their class says takes_handed.
+HANDED = ("residual", "activation")
 _MOST = 16  # ways to call that are followed
 
 
@@ -45,7 +48,8 @@ def check_plain(module: nn.Module) -> None:
 def ways(module: nn.Module) -> list[dict[str, Any]]:
     """How a module may be called: what its optional arguments are, the defaults first.
 
-    A flag is false or true; anything else is left out or `GIVEN`.
+    A flag is false or true; anything else is left out or `GIVEN`. What surgery hands on is left out: it goes to the
+    last norm alone, whatever that becomes.
 
     Raises:
         UntraceableError: there are too many ways, or no end of them.
@@ -54,8 +58,11 @@ def ways(module: nn.Module) -> list[dict[str, Any]]:
     for p in optional(module):
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise UntraceableError(f"its forward may do other things where {p.name} is given")
-        choices[p.name] = [p.default, not p.default if isinstance(p.default, bool) else GIVEN]
-    if 2 ** len(choices) > _MOST:
+        handed = p.name in HANDED and getattr(type(module), "takes_handed", False)
+        choices[p.name] = (
+            [p.default] if handed else [p.default, not p.default if isinstance(p.default, bool) else GIVEN]
+        )
+    if math.prod(map(len, choices.values())) > _MOST:
         raise UntraceableError(
             f"its forward has {len(choices)} optional arguments, too many to follow all ways"
         )
