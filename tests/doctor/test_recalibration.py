@@ -23,6 +23,17 @@ def loader():
     generator = torch.Generator().manual_seed(0)
     return [(torch.randn(8, 3, generator=generator), i) for i in range(6)]
 
+def pairs():
+    return [{"values": x, "label": i} for x, i in loader()]
+
+def on_values(net, batch):
+    return net(batch["values"])
+
+def many():
+    generator = torch.Generator().manual_seed(0)
+    while True:  # no end of them
+        yield torch.randn(64, 3, generator=generator)
+
 def broken():
     yield torch.zeros(4, 5)
 
@@ -73,6 +84,30 @@ def test_weights_and_a_table(folder: Path, out: str) -> None:
     assert (folder / "last.pt").read_bytes() == before
 
 
+def test_until_there_are_enough(folder: Path) -> None:
+    """Of batches without an end; it is the number that Python's function stops at."""
+    options = ["--data", "net.py:many", "--until", "enough", "--tolerance", "0.1", "-o", "new.pt"]
+    code, shown, said = complete("net.py:Net", "--weights", "last.pt", *options, folder=folder)
+    assert (code, said) == (0, "")
+    found = re.search(
+        r"(\d+) batches; enough batches: .* to 0.1 from batch (\d+) on", " ".join(shown.split())
+    )
+    assert found is not None, shown
+    seen, enough = map(int, found.groups())
+    assert seen == max(enough + 2, 5)
+    assert torch.load(folder / "new.pt", weights_only=True)["1.num_batches_tracked"] == seen
+
+
+def test_a_function_runs_the_model(folder: Path) -> None:
+    options = ["--weights", "last.pt", "-o", "new.pt", "--forward", "net.py:on_values"]
+    code, _, said = complete("net.py:Net", "--data", "net.py:pairs", *options, folder=folder)
+    assert (code, said) == (0, "")
+    options = ["--weights", "last.pt", "-o", "same.pt"]
+    assert complete("net.py:Net", "--data", "net.py:loader", *options, folder=folder)[0] == 0
+    new, same = (torch.load(folder / name, weights_only=True) for name in ("new.pt", "same.pt"))
+    assert all(torch.equal(new[key], same[key]) for key in same)
+
+
 def test_names_cannot_write_to_the_terminal(folder: Path) -> None:
     code, shown, _ = complete("net.py:strange", "--data", "net.py:loader", "-o", "a.pt", folder=folder)
     assert code == 0
@@ -96,6 +131,12 @@ def test_names_cannot_write_to_the_terminal(folder: Path) -> None:
             "absent/new.pt must be a file in a folder that exists",
         ),
         ("net.py:Net --data net.py:loader --batches 0", "--batches must be 1 or more, got 0"),
+        (
+            "net.py:Net --data net.py:pairs",
+            "forward needs input, and the batch has values, label: .*in commands --forward.*",
+        ),
+        ("net.py:Net --data net.py:loader --until enuf", "unknown until 'enuf': .*"),
+        ("net.py:Net --data net.py:loader --forward net.py:absent", "net.py: unknown name 'absent': .*"),
         ("net.py:Net --data net.py:loader --estimator exakt", "unknown estimator 'exakt': .*"),
         (
             "torch.nn:Identity --data net.py:loader",

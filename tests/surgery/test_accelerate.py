@@ -243,6 +243,51 @@ def test_any_number_of_arguments_is_not_guessed() -> None:
 
     assert "where options is given" in nk.accelerate(lived(Any())).left[""]
 
+    class Locals(ResNet):
+        def forward(self, x: Tensor, **options: object) -> Tensor:
+            return super().forward(x) if len(locals()) < 9 and not eval("options") else x
+
+    assert "where options is given" in nk.accelerate(lived(Locals())).left[""]
+
+    class InACell(ResNet):
+        def forward(self, x: Tensor, **options: object) -> Tensor:
+            found = (lambda: options)()
+            return super().forward(x) if not found else x
+
+    assert "where options is given" in nk.accelerate(lived(InACell())).left[""]
+
+
+def test_any_number_of_arguments_that_a_forward_ignores() -> None:
+    """They are taken as before, by forwards that are written anew as well, and by those that hand something on."""
+
+    class Ignores(BasicBlock):
+        def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
+            y = self.relu(self.bn1(self.conv1(x)))
+            return self.bn2(self.conv2(y))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.inner = nn.BatchNorm2d(8), Ignores(8, 8)
+
+        def forward(self, x: Tensor, **options: object) -> Tensor:
+            y = F.relu(self.norm(x))
+            return torch.tanh(self.inner(y, 1, 2, anything=3) + y)
+
+    torch.manual_seed(0)
+    old = lived(Outer()).double()
+    new, x = copy.deepcopy(old), torch.randn(6, 8, 5, 5, dtype=torch.float64)
+    assert nk.accelerate(new).done == {
+        "norm": "BatchNorm2d with relu",
+        "inner.bn1": "BatchNorm2d with relu",
+        "inner.bn2": "BatchNorm2d with residual and tanh",
+    }
+    torch.testing.assert_close(new.eval()(x, other=None), old.eval()(x), rtol=1e5 * U, atol=1e5 * U)
+    torch.testing.assert_close(new.inner(x, 1, a=2), old.inner(x), rtol=1e5 * U, atol=1e5 * U)
+    folded = nk.fold(new, (x,))
+    assert folded.done == {"inner.bn1": "folded into inner.conv1", "inner.bn2": "folded into inner.conv2"}
+    torch.testing.assert_close(new(x, other=None), old(x), rtol=1e5 * U, atol=1e5 * U)
+
 
 def test_arguments_by_name_and_by_place() -> None:
     class Two(nn.Module):

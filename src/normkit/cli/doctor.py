@@ -21,6 +21,16 @@ def recalibrate(
     estimator: Annotated[str, typer.Option(help="exact, cumulative, exponential or random.")] = "exact",
     tolerance: Annotated[float, typer.Option(help="The error that is small enough, in deviations.")] = 0.02,
     batches: Annotated[int | None, typer.Option(help="At most so many.", show_default="all")] = None,
+    until: Annotated[
+        str, typer.Option(help="all batches were seen, or they are enough by --tolerance.")
+    ] = "all",
+    forward: Annotated[
+        str | None,
+        typer.Option(
+            help="A function of model and batch that gives the model's output, named likewise.",
+            show_default="model(input), or by the names of forward's arguments",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show where an error comes from.")] = False,
 ) -> None:
     """Take the running statistics of a model's batch norms anew, from data.
@@ -36,7 +46,7 @@ def recalibrate(
 
     check_writable(out)
     with traced(verbose):
-        result = recalibration.run(target, data, out, weights, estimator, tolerance, batches)
+        result = recalibration.run(target, data, out, weights, estimator, tolerance, batches, until, forward)
     show = console().print
     show(recalibration.table(result))
     for name, reason in result.left.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from normkit.doctor.checkpoint import check_output, write_weights
-from normkit.doctor.target import blaming, load_batches, load_model
+from normkit.doctor.target import blaming, load_batches, load_function, load_model
 from normkit.errors import InputError, printable
 from normkit.surgery.recalibrate import Recalibration, recalibrate
 
@@ -25,6 +26,8 @@ def run(
     estimator: str,
     tolerance: float,
     batches: int | None,
+    until: str = "all",
+    forward: str | None = None,
 ) -> Recalibration:
     """Recalibrate the model, of these weights where there are any, and write its state_dict.
 
@@ -35,10 +38,13 @@ def run(
     if batches is not None and batches < 1:
         raise InputError(f"--batches must be 1 or more, got {batches}")
     model = load_model(target, weights)
+    way = None if forward is None else functools.partial(load_function(forward), model)
     with blaming(f"{target} failed on {data}"):
         result = recalibrate(
             model,
             itertools.islice(load_batches(data), batches),
+            forward=way,
+            until=until,  # pyright: ignore[reportArgumentType]
             estimator=estimator,  # pyright: ignore[reportArgumentType]
             tolerance=tolerance,
             generator=torch.Generator().manual_seed(DRAW),

@@ -33,8 +33,9 @@ def accelerate(model: nn.Module, example: Any = None) -> Outcome:
     and in evaluation, with optional arguments left out and given, proves that they are all that takes the norm's
     output, and that both summands have one shape. What a forward above adds or activates is fused too: the modules
     between hand it on. A module that was the activation in the same forward becomes `torch.nn.Identity`; where it
-    serves others too, or where a function activates or adds, the forward around it is written anew. Numbers that such a forward takes from attributes are those of now. Layers shared by several calls,
-    or with hooks, are not fused; nor is anything in a model that torch.fx cannot follow.
+    serves others too, or where a function activates or adds, the forward around it is written anew. Numbers that
+    such a forward takes from attributes are those of now. Layers shared by several calls, or with hooks, are not
+    fused; nor is anything in a model that torch.fx cannot follow.
 
     Args:
         model: any module.

@@ -14,6 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 from normkit.errors import InputError
 
 Forward = Callable[[Any], Any]
+_REMEDY = (
+    "give forward=, a function that runs the model on a batch (in commands --forward, of model and batch)"
+)
 
 
 def each(batches: Iterable[object]) -> Iterator[object]:
@@ -77,8 +80,7 @@ def feed(model: nn.Module, batch: object) -> Any:
         f"{type(batch).__name__} of {type(inputs).__name__}" if inputs is not batch else type(batch).__name__
     )
     raise InputError(
-        f"a batch is a tensor, a mapping, or a tuple whose first is one of these, got a {kind}: give forward=, "
-        "a function that runs the model on a batch"
+        f"a batch is a tensor, a mapping, or a tuple whose first is one of these, got a {kind}: {_REMEDY}"
     )
 
 
@@ -95,7 +97,7 @@ def _named(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if absent:
         raise InputError(
             f"forward needs {', '.join(absent)}, and the batch has {', '.join(map(str, batch)) or 'nothing'}: "
-            "give forward=, a function that runs the model on a batch"
+            f"{_REMEDY}"
         )
     return {name: value for name, value in batch.items() if name in parameters}
 

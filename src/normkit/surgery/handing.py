@@ -105,7 +105,8 @@ def hand_on(owner: nn.Module, way: tuple[str, ...], what: str) -> None:
             as_handing(at)
         elif not _hands_on(at, what):
             graph = own_graph(at)
-            call, last = _last_call(graph, inner), list(graph.find_nodes(op="placeholder"))[-1]
+            call, inputs = _last_call(graph, inner), graph.find_nodes(op="placeholder")
+            last = [node for node in inputs if not str(node.target).startswith("**")][-1]
             more: dict[str, Any] = {}
             for name in takes(norm):
                 if name not in call.kwargs:

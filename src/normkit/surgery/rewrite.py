@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from normkit.surgery.dataflow import Flow, calls_in
-from normkit.surgery.trace import UntraceableError, check_plain, trace
+from normkit.surgery.trace import UntraceableError, check_plain, ignored, trace
 from normkit.surgery.walk import become
 
 _Names = tuple[tuple[str, Any], ...]
@@ -34,7 +35,17 @@ def own_graph(module: nn.Module) -> fx.Graph:
         raise UntraceableError("its forward does other things in training than in evaluation")
     if any(node.op == "get_attr" and not _has(module, str(node.target)) for node in graph.nodes):
         raise UntraceableError("its forward makes tensors of constants")
+    for parameter in ignored(module):
+        _also_take(graph, parameter)
     return graph
+
+
+def _also_take(graph: fx.Graph, parameter: inspect.Parameter) -> None:
+    """Let a graph take any number of arguments too, of which it makes nothing."""
+    last = list(graph.find_nodes(op="placeholder"))[-1:]
+    stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+    with graph.inserting_after(last[0]) if last else graph.inserting_before():
+        graph.placeholder(f"{stars}{parameter.name}")
 
 
 def own_calls(graph: fx.Graph, module: nn.Module, owner: str, *flows: Flow) -> list[fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import itertools
 import math
@@ -14,6 +15,8 @@ from torch import fx, nn
 from normkit.surgery.passes import mode, without_hooks
 from normkit.surgery.restore import Snapshot
 
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_LOCALS = {"locals", "vars", "eval", "exec"}  # by which a forward sees arguments that it does not name
 GIVEN: Any = object()  # stands for an argument that the caller gives, whatever it is
 # What modules are given by those above them alone, where their class says takes_handed.
 HANDED = ("residual", "activation")
@@ -25,14 +28,27 @@ class UntraceableError(Exception):
 
 
 def optional(module: nn.Module) -> list[inspect.Parameter]:
-    """The arguments that a call of a module may leave out, or take any number of."""
+    """The arguments that a call of a module may leave out, or take any number of, and that its forward looks at."""
     parameters = inspect.signature(type(module).forward).parameters.values()
-    return [p for p in parameters if p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [
+        p for p in parameters if (p.default is not p.empty or p.kind in _ANY) and p not in ignored(module)
+    ]
+
+
+def ignored(module: nn.Module) -> list[inspect.Parameter]:
+    """The arguments of any number, *args and **kwargs, that a forward takes and never looks at."""
+    forward = type(module).forward
+    code = getattr(forward, "__code__", None)
+    if code is None or hasattr(forward, "__wrapped__") or not _LOCALS.isdisjoint(code.co_names):
+        return []
+    used = {instruction.argval for instruction in dis.get_instructions(code)}
+    parameters = inspect.signature(forward).parameters.values()
+    return [p for p in parameters if p.kind in _ANY and p.name not in used]
 
 
 def defaults(module: nn.Module) -> dict[str, Any]:
     """The way to call a module in which everything is left out that may be."""
-    return {p.name: p.default for p in optional(module) if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return {p.name: p.default for p in optional(module) if p.kind not in _ANY}
 
 
 def check_plain(module: nn.Module) -> None:
@@ -56,8 +72,10 @@ def ways(module: nn.Module) -> list[dict[str, Any]]:
     """
     choices: dict[str, list[Any]] = {}
     for p in optional(module):
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise UntraceableError(f"its forward may do other things where {p.name} is given")
+        if p.kind in _ANY:
+            raise UntraceableError(
+                f"its forward may do other things where {p.name} is given, whatever that holds"
+            )
         handed = p.name in HANDED and getattr(type(module), "takes_handed", False)
         choices[p.name] = (
             [p.default] if handed else [p.default, not p.default if isinstance(p.default, bool) else GIVEN]
@@ -130,7 +148,7 @@ class _Tracer(fx.Tracer):
         args: list[Any] = [self.root]
         kwargs: dict[str, Any] = {}
         for name, p in list(inspect.signature(root_fn).parameters.items())[1:]:
-            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            if p.kind in _ANY:
                 continue
             value = self._way.get(name, GIVEN)
             value = self.create_proxy("placeholder", name, (), {}) if value is GIVEN else value
