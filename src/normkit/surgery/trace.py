@@ -38,11 +38,13 @@ def optional(module: nn.Module) -> list[inspect.Parameter]:
 def ignored(module: nn.Module) -> list[inspect.Parameter]:
     """The arguments of any number, *args and **kwargs, that a forward takes and never looks at."""
     forward = type(module).forward
+    parameters = inspect.signature(forward).parameters.values()
+    if getattr(type(module), "takes_handed", False):  # surgery's own, that never uses them
+        return [p for p in parameters if p.kind in _ANY]
     code = getattr(forward, "__code__", None)
     if code is None or hasattr(forward, "__wrapped__") or not _LOCALS.isdisjoint(code.co_names):
         return []
     used = {instruction.argval for instruction in dis.get_instructions(code)}
-    parameters = inspect.signature(forward).parameters.values()
     return [p for p in parameters if p.kind in _ANY and p.name not in used]
 
 
