@@ -104,7 +104,7 @@ def filled(layer: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NORMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_they_become_ours(name: str, dtype: torch.dtype) -> None:
     kind, shape, function = NORMS[name]
     new = nn.Sequential(filled(kind(12)).to(dtype))
@@ -180,8 +180,9 @@ class Lookalike(LlamaRMSNorm):
     ],
     ids=["scale", "residual", "training", "gradient", "length", "eps"],
 )
-def test_what_only_looks_like_one_is_left(way: object) -> None:
-    model = nn.Sequential(Lookalike(12, way))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_only_looks_like_one_is_left(way: object, dtype: torch.dtype) -> None:
+    model = nn.Sequential(Lookalike(12, way)).to(dtype)
     before = vars(model[0]).keys()
     outcome = nk.accelerate(model)
     assert outcome.done == {}
