@@ -75,6 +75,7 @@ class Columns {
     // Rows that are written together, and share a load of the coefficients: of more, wide ones miss the cache of
     // addresses (2048 channels: 8 rows took half as long again).
     static constexpr int kWritten = 4;
+    static constexpr int64_t kPage = 4096;
     static constexpr int64_t kAheadOfWrites = 8192;  // bytes
     // Tiles that share one load of the coefficients, one load and store of the sums: of few rows all, of many as many
     // as stay in the nearest cache while it goes over their columns.
@@ -93,47 +94,58 @@ class Columns {
         if (mask_) {
             for (; r < r1; ++r) {
                 if (mask_[r])
-                    walk_rows<1>(pass, by, wide, r, 1, j0, j1, of, All{});
+                    walk_rows<1>(pass, by, wide, r, 1, 1, j0, j1, of, All{});
                 else if (std::is_same_v<typename Pass::Result, NoSums>)
-                    walk_rows<1>(pass, by, wide, r, 1, j0, j1, of, Masked{L, I{}});
+                    walk_rows<1>(pass, by, wide, r, 1, 1, j0, j1, of, Masked{L, I{}});
             }
             return;
         }
-        // Outputs are written in the order of memory, or nearly.
-        constexpr bool writes = std::is_same_v<typename Pass::Result, NoSums>;
-        constexpr int tile = writes ? kWritten : kTile;
-        const int64_t most = writes ? 1 : tiles_;
-        while (r + tile <= r1) {
-            const int64_t tiles = std::min(most, (r1 - r) / tile);
-            walk_rows<tile>(pass, by, wide, r, tiles, j0, j1, of, All{});
-            r += tiles * tile;
+        if constexpr (std::is_same_v<typename Pass::Result, NoSums>) {
+            // Beyond the cache, rows shorter than a page are written as so many runs through memory side by side, each in
+            // order, which the processor foresees. An odd number apart: runs that begin at one place of a page share its
+            // cache lines.
+            const int64_t bytes = N * C * S * int64_t(sizeof(T));
+            const bool side_by_side = columns_ * int64_t(sizeof(T)) < kPage && r1 - r > 2 * kWritten && bytes > caches().last / 4;
+            const int64_t runs = side_by_side ? ((r1 - r) / kWritten - 1) | 1 : (r1 - r) / kWritten;
+            for (int64_t i = 0; i < runs; ++i) {
+                const int64_t first = side_by_side ? r + i : r + i * kWritten, apart = side_by_side ? runs : 1;
+                walk_rows<kWritten>(pass, by, wide, first, 1, apart, j0, j1, of, All{});
+            }
+            r += kWritten * runs;
+        } else {
+            while (r + kTile <= r1) {
+                const int64_t tiles = std::min(tiles_, (r1 - r) / kTile);
+                walk_rows<kTile>(pass, by, wide, r, tiles, 1, j0, j1, of, All{});
+                r += tiles * kTile;
+            }
         }
-        if (r < r1) walk_rows<1>(pass, by, wide, r, r1 - r, j0, j1, of, All{});
-        if (chunk == chunks - 1 && rest_ > 0) walk_rows<1>(pass, by, wide, rows_, 1, j0, rest_, of, All{});
+        if (r < r1) walk_rows<1>(pass, by, wide, r, r1 - r, 1, j0, j1, of, All{});
+        if (chunk == chunks - 1 && rest_ > 0) walk_rows<1>(pass, by, wide, rows_, 1, 1, j0, rest_, of, All{});
     }
 
+    // Tiles of `rows` rows that are `apart`, from row r.
     template <int rows, class Pass, class Lanes>
-    void walk_rows(const Pass& pass, const Coefficients& by, bool wide, int64_t r, int64_t tiles, int64_t j0, int64_t j1,
-                   Totals of, Lanes lanes) const {
+    void walk_rows(const Pass& pass, const Coefficients& by, bool wide, int64_t r, int64_t tiles, int64_t apart, int64_t j0,
+                   int64_t j1, Totals of, Lanes lanes) const {
         if constexpr (!Pass::f64_alone) {
-            if (!wide) return walk_tiles<rows, F>(pass, by, r, tiles, j0, j1, of, lanes);
+            if (!wide) return walk_tiles<rows, F>(pass, by, r, tiles, apart, j0, j1, of, lanes);
             for (int64_t j = j0; j < j1; j += L) {  // vector by vector, the same ones whoever asks
                 const int64_t end = std::min(j1, j + L);
                 const Totals there = of.rows ? of.from(j - j0) : of;
                 if (std::any_of(by.wide + j, by.wide + end, [](uint8_t flag) { return flag != 0; }))
-                    walk_tiles<rows, D>(pass, by, r, tiles, j, end, there, lanes);
+                    walk_tiles<rows, D>(pass, by, r, tiles, apart, j, end, there, lanes);
                 else
-                    walk_tiles<rows, F>(pass, by, r, tiles, j, end, there, lanes);
+                    walk_tiles<rows, F>(pass, by, r, tiles, apart, j, end, there, lanes);
             }
         } else {
-            walk_tiles<rows, D>(pass, by, r, tiles, j0, j1, of, lanes);
+            walk_tiles<rows, D>(pass, by, r, tiles, apart, j0, j1, of, lanes);
         }
     }
 
     template <int rows, class A, class Pass, class Lanes>
-    void walk_tiles(const Pass pass, const Coefficients by, int64_t r, int64_t tiles, int64_t j0, int64_t j1, Totals of,
-                    Lanes lanes) const {
-        const int64_t width = columns_, at = r * width;
+    void walk_tiles(const Pass pass, const Coefficients by, int64_t r, int64_t tiles, int64_t apart, int64_t j0, int64_t j1,
+                    Totals of, Lanes lanes) const {
+        const int64_t width = apart * columns_, at = r * columns_;
         int64_t j = j0;
         for (; j + L <= j1; j += L) walk_vectors<rows, A>(pass, by, at + j, width, tiles, j, of, j - j0, lanes);
         if (j == j1) return;
