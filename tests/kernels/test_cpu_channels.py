@@ -9,7 +9,7 @@ import torch
 from cpu_oracle import exact, worst
 from torch import Tensor
 
-from normkit.kernels import cpu
+from normkit.kernels import composed, cpu
 
 EPS = 1e-5
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -216,6 +216,50 @@ def test_stages_compose(shape, dtype, channels_last):
     # The slopes are rounded once more than inside, where float64 has a wider type for 1 / deviation.
     torch.testing.assert_close(parts[0], dx, rtol=torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
     assert torch.equal(parts[1], dresidual)
+    parts = cpu.channels_input_gradient(
+        x, dy, mean, var, None, weight, bias, EPS, code, residual, tail=tail, sums=sums, count=n
+    )
+    assert torch.equal(parts[0], dx)
+    assert torch.equal(parts[1], dresidual)
+
+
+@pytest.mark.parametrize("counts", [[3, 5], [40, 0, 1, 7], [0, 0], [2]])
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e12])
+def test_merged_moments(counts, mean):
+    """Moments of parts, into those of the whole: in C++, and by the torch operations that other devices take."""
+    torch.manual_seed(9)
+    parts = [mean + torch.randn(n, 5, dtype=torch.float64) for n in counts]
+    rows = torch.zeros(len(counts), 10, dtype=torch.float64)
+    for row, part in zip(rows, parts, strict=True):
+        if len(part):
+            row[:] = torch.cat((part.mean(0), part.var(0, correction=0)))
+    message = torch.cat((torch.full((len(counts), 3), torch.nan).double(), rows), 1)
+    of_native = cpu.merged_moments(list(map(float, counts)), message[:, 3:])
+    of_torch = composed.merged_moments(list(map(float, counts)), rows)
+    # What rows say, in numbers of 64 bits: their own rounding is no error of the merge.
+    wide, share = exact(rows), np.array(counts, np.longdouble)[:, None] / max(1, sum(counts))
+    means, variances = np.split(wide.astype(np.longdouble), 2, axis=1)
+    want = (share * means).sum(0)
+    variance = (share * (variances + (means - want) ** 2)).sum(0)
+    u = 2.0**-53
+    for stats in (of_native, of_torch):
+        assert worst(stats[0].numpy(), want, 2 * u * abs(want) + 1e-300) <= 1
+        assert worst(stats[1].numpy(), variance, 16 * u * (variance + u * want**2) + 1e-300) <= 1
+    # hi and lo hold the mean to the digits of the distances, here from the first row's.
+    distances = means - means[0]
+    both = (stats_of(of_native, 0) - means[0]) + stats_of(of_native, 2)
+    assert worst(both, (share * distances).sum(0), 8 * u * abs(distances).max(0) + 1e-300) <= 1
+
+
+def stats_of(stats: Tensor, row: int) -> np.ndarray:
+    return stats[row].numpy().astype(np.longdouble)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_rows_beyond_the_cache(dtype):
+    """Which are written as runs side by side, and the rows that these leave."""
+    torch.manual_seed(10)
+    check(torch.randn(90_001, 70).to(dtype), channels_last=False)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -105,7 +105,7 @@ class Columns {
             // order, which the processor foresees. An odd number apart: runs that begin at one place of a page share its
             // cache lines.
             const int64_t bytes = N * C * S * int64_t(sizeof(T));
-            const bool side_by_side = columns_ * int64_t(sizeof(T)) < kPage && r1 - r > 2 * kWritten && bytes > caches().last / 4;
+            const bool side_by_side = columns_ * int64_t(sizeof(T)) < kPage && r1 - r > 2 * kWritten && leaves_cache(4 * bytes);
             const int64_t runs = side_by_side ? ((r1 - r) / kWritten - 1) | 1 : (r1 - r) / kWritten;
             for (int64_t i = 0; i < runs; ++i) {
                 const int64_t first = side_by_side ? r + i : r + i * kWritten, apart = side_by_side ? runs : 1;
