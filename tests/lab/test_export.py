@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from hand_made import SAMPLES
 from hand_made import runs as made_runs
 from pyarrow import parquet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,7 +15,7 @@ from normkit.lab.export import COLUMNS, write_events, write_table
 from normkit.lab.measurements import rows, runs
 
 CURVES = [[0.4, 0.7, 0.90], [0.3, 0.8, 0.93]]
-COMPARISON = summarize([*made_runs("none", CURVES), *made_runs("batch", CURVES)], chance=0.1)
+COMPARISON = summarize([*made_runs("none", CURVES), *made_runs("batch", CURVES)], samples=SAMPLES, chance=0.1)
 
 
 def test_both_kinds_of_table_have_every_measurement(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_made import run, runs
+from hand_made import SAMPLES, run, runs
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ COMMAND = "normkit compare --seeds 3"
 
 
 def made(*norms: str, **settings: object) -> Comparison:
-    return summarize([r for norm in norms for r in runs(norm, CURVES, gap=0.02, **settings)], chance=0.1)
+    return summarize(
+        [r for norm in norms for r in runs(norm, CURVES, gap=0.02, **settings)], samples=SAMPLES, chance=0.1
+    )
 
 
 class Page(HTMLParser):
@@ -121,23 +123,35 @@ def test_an_older_report_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "comparison",
     [
-        pytest.param(summarize([run("none", [0.5, 0.9])], chance=0.1), id="one run"),
-        pytest.param(summarize([run("none", [0.5])], chance=0.1), id="one epoch"),
-        pytest.param(summarize(runs("none", [[1.0, 1.0]] * 2), chance=0.1), id="no errors"),
-        pytest.param(summarize(runs("none", [[0.0, 0.0]] * 2), chance=0.1), id="nothing learned"),
+        pytest.param(summarize([run("none", [0.5, 0.9])], samples=SAMPLES, chance=0.1), id="one run"),
+        pytest.param(summarize([run("none", [0.5])], samples=SAMPLES, chance=0.1), id="one epoch"),
+        pytest.param(summarize(runs("none", [[1.0, 1.0]] * 2), samples=SAMPLES, chance=0.1), id="no errors"),
         pytest.param(
-            summarize(runs("none", CURVES) + runs("rms", CURVES), chance=0.1, target=1.0), id="no one"
+            summarize(runs("none", [[0.0, 0.0]] * 2), samples=SAMPLES, chance=0.1), id="nothing learned"
         ),
         pytest.param(
-            summarize([*runs("none", CURVES[:2]), run("none", [0.4], diverged=True, seed=2)], chance=0.1),
+            summarize(runs("none", CURVES) + runs("rms", CURVES), samples=SAMPLES, chance=0.1, target=1.0),
+            id="no one",
+        ),
+        pytest.param(
+            summarize(
+                [*runs("none", CURVES[:2]), run("none", [0.4], diverged=True, seed=2)],
+                samples=SAMPLES,
+                chance=0.1,
+            ),
             id="one diverged",
         ),
         pytest.param(
-            summarize([*runs("none", CURVES), *runs("rms", [[]] * 3, diverged=True)], chance=0.1),
+            summarize(
+                [*runs("none", CURVES), *runs("rms", [[]] * 3, diverged=True)], samples=SAMPLES, chance=0.1
+            ),
             id="one norm diverged",
         ),
         pytest.param(
-            summarize([*runs("none", CURVES, lr=1), *runs("none", CURVES, lr=2)], chance=0.1), id="rates"
+            summarize(
+                [*runs("none", CURVES, lr=1), *runs("none", CURVES, lr=2)], samples=SAMPLES, chance=0.1
+            ),
+            id="rates",
         ),
     ],
 )
@@ -148,7 +162,9 @@ def test_every_outcome_has_a_page_with_its_figures(comparison: Comparison) -> No
 
 
 def test_all_diverged_has_a_page_without_figures() -> None:
-    html = report.render(summarize(runs("none", [[], []], diverged=True), chance=0.1), command=COMMAND)
+    html = report.render(
+        summarize(runs("none", [[], []], diverged=True), samples=SAMPLES, chance=0.1), command=COMMAND
+    )
     assert "<svg" not in html
     assert "Every run diverged" in html
     assert rows_of(html, "norms") == [["none", "&gt;3, 0 of 2", "—", "—", "—", "—", "2 of 2", "—"]]

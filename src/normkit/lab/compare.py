@@ -101,7 +101,8 @@ def carry_out(plan: Plan, out: Path, on_progress: OnProgress | None = None, crew
     """
     with Store(out) if crew.leads else nullcontext() as store:
         runs = complete(plan, store, on_progress, crew)
-    return summarize(runs, chance=plan.chance, target=plan.grid.target)
+    samples = len(plan.dataset.y_val)
+    return summarize(runs, samples=samples, chance=plan.chance, target=plan.grid.target)
 
 
 def complete(

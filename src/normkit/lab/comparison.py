@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from normkit.lab.intervals import (
@@ -88,12 +90,12 @@ class Comparison:
         return len(self.rows[0].runs)
 
 
-def summarize(runs: Iterable[Run], *, chance: float, target: float | None = None) -> Comparison:
+def summarize(runs: Iterable[Run], *, samples: int, chance: float, target: float | None = None) -> Comparison:
     """Compare finished runs that differ in norm, learning rate and seed alone.
 
     Without `target`, steps are counted to chance + 0.95 (best - chance), `best` being the highest median
     final validation accuracy of any row; the same target holds for all. The baseline is `none` where it was
-    run, else the first norm.
+    run, else the first norm. `samples` are those of the validation split: what an accuracy is counted in.
     """
     groups: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
@@ -105,7 +107,7 @@ def summarize(runs: Iterable[Run], *, chance: float, target: float | None = None
     if target is None:
         target = chance + TARGET_SHARE * max(best - chance, 0.0)
     limit = max(sum(epoch.steps for epoch in run.epochs) for group in grouped for run in group)
-    rows = _mark_best([_row(group, target, chance, limit) for group in grouped])
+    rows = _mark_best([_row(group, target, chance, limit, samples) for group in grouped])
     chosen = [row for row in rows if row.best]
     baseline = next((row for row in chosen if row.norm == "none"), chosen[0])
     others = [row for row in chosen if row is not baseline]
@@ -115,7 +117,7 @@ def summarize(runs: Iterable[Run], *, chance: float, target: float | None = None
         target=target,
         learned=best > chance,
         rows=tuple(rows),
-        contrasts=tuple(_contrast(row, baseline, len(others)) for row in others),
+        contrasts=tuple(_contrast(row, baseline, samples, len(others)) for row in others),
         baseline=baseline.norm,
     )
 
@@ -134,7 +136,13 @@ def _steps_to(run: Run, target: float, chance: float) -> int | None:
     return next((m.step for m in measured if m.val_accuracy >= target and m.val_accuracy > chance), None)
 
 
-def _row(group: Sequence[Run], target: float, chance: float, limit: int) -> Row:
+def _every(group: Sequence[Run]) -> int:
+    """The most steps from one measurement to the next: what a count of steps is uncertain by."""
+    looks = [[0, *(m.step for epoch in run.epochs for m in epoch.measurements)] for run in group]
+    return max((b - a for steps in looks for a, b in pairwise(steps)), default=0)
+
+
+def _row(group: Sequence[Run], target: float, chance: float, limit: int, samples: int) -> Row:
     lasts = [final(run) for run in group if run.status != "diverged"]
     times = [
         1e3 * statistics.median(epoch.seconds / epoch.steps for epoch in run.epochs)
@@ -142,18 +150,18 @@ def _row(group: Sequence[Run], target: float, chance: float, limit: int) -> Row:
         if run.status != "diverged"
     ]
 
-    def estimate(values: list[float]) -> Estimate | None:
-        return mean_interval(values) if values else None
+    def estimate(values: list[float], resolution: float = 0.0) -> Estimate | None:
+        return mean_interval(values, resolution=resolution) if values else None
 
     return Row(
         norm=group[0].settings.norm,
         lr=group[0].settings.lr,
         runs=tuple(group),
         diverged=len(group) - len(lasts),
-        steps=StepsToTarget(tuple(_steps_to(run, target, chance) for run in group), limit),
-        accuracy=estimate([m.val_accuracy for m in lasts]),
+        steps=StepsToTarget(tuple(_steps_to(run, target, chance) for run in group), limit, _every(group)),
+        accuracy=estimate([m.val_accuracy for m in lasts], 1 / samples),
         loss=estimate([m.val_loss for m in lasts]),
-        gap=estimate([gap(m) for m in lasts]),
+        gap=estimate([gap(m) for m in lasts], _gap_resolution(samples)),
         loss_gap=estimate([m.val_loss - m.train_loss for m in lasts]),
         milliseconds=estimate(times),
     )
@@ -162,6 +170,11 @@ def _row(group: Sequence[Run], target: float, chance: float, limit: int) -> Row:
 def gap(m: Measurement) -> float:
     """Training accuracy minus validation accuracy, in percentage points."""
     return 100 * (m.train_accuracy - m.val_accuracy)
+
+
+def _gap_resolution(samples: int) -> float:
+    """Both accuracies of a gap are counted in as many samples, and their uncertainties add as squares."""
+    return math.sqrt(2) * 100 / samples
 
 
 def _mark_best(rows: Sequence[Row]) -> list[Row]:
@@ -175,10 +188,10 @@ def _mark_best(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, best=row is best[row.norm]) for row in rows]
 
 
-def _contrast(row: Row, baseline: Row, contrasts: int) -> Contrast:
+def _contrast(row: Row, baseline: Row, samples: int, contrasts: int) -> Contrast:
     confidence = 1 - (1 - CONFIDENCE) / contrasts
     ratio, bound = _steps_ratio(row.steps, baseline.steps, confidence)
-    difference = _gap_difference(row, baseline, confidence)
+    difference = _gap_difference(row, baseline, samples, confidence)
     return Contrast(
         norm=row.norm,
         steps_ratio=ratio,
@@ -195,19 +208,23 @@ def _steps_ratio(
     """The ratio, or what the limit in the place of the missing values makes of it: a bound on one side."""
     if not norm.complete and not baseline.complete:
         return None, ""
-    ratio = paired_ratio(norm.lower_bounds, baseline.lower_bounds, confidence)
+    every = max(norm.every, baseline.every)
+    ratio = paired_ratio(norm.lower_bounds, baseline.lower_bounds, confidence, every=every)
     if not baseline.complete:
         return ratio, "at most "
     return ratio, "at least " if not norm.complete else ""
 
 
-def _gap_difference(row: Row, baseline: Row, confidence: float) -> Estimate | None:
+def _gap_difference(row: Row, baseline: Row, samples: int, confidence: float) -> Estimate | None:
     pairs = [
         (gap(final(a)), gap(final(b)))
         for a, b in zip(row.runs, baseline.runs, strict=True)
         if "diverged" not in (a.status, b.status)
     ]
-    return paired_difference([a for a, _ in pairs], [b for _, b in pairs], confidence) if pairs else None
+    if not pairs:
+        return None
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    return paired_difference(ours, theirs, confidence, resolution=_gap_resolution(samples))
 
 
 def _verdict(estimate: Estimate | None, no_difference: float, bound: str = "") -> Verdict:
