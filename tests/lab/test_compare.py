@@ -16,6 +16,7 @@ from normkit.lab.grid import Grid
 from normkit.lab.models import MODELS, NORMS, USUAL
 from normkit.lab.records import Epoch, Settings
 from normkit.lab.sentence import sentence
+from normkit.lab.studies import find
 
 SLOW = [[0.3, 0.6, 0.9], [0.2, 0.5, 0.92], [0.3, 0.7, 0.94]]  # at 0.5 after 20, 20 and 20 steps
 FAST = [[0.6, 0.8, 0.95], [0.7, 0.9, 0.96], [0.8, 0.9, 0.97]]  # at 0.5 after 10, 10 and 10 steps
@@ -209,6 +210,14 @@ def test_accuracies_that_tie_decide_no_more_than_their_samples_allow() -> None:
     width = stats.t.ppf(0.975, 1) * (4 / 12) ** 0.5 * 100 / 121
     assert contrast.gap_difference.half_width == pytest.approx(width)
     assert contrast.smaller_gap == "undecided"
+
+
+def test_a_network_of_your_own_is_pointed_to_the_studies_that_take_it() -> None:
+    with pytest.raises(InputError, match=r"`normkit study .* --model mynet.py:build`$") as refusal:
+        plan(Grid(model="mynet.py:build"))
+    named = str(refusal.value).split("normkit study ")[1].split(" --model")[0].split()
+    assert named
+    assert all(find(name).takes_model for name in named)
 
 
 def test_one_seed_decides_nothing() -> None:

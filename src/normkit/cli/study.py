@@ -191,10 +191,11 @@ def _list() -> None:
     from normkit.lab.studies import NAMES, find
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("claim", "study", "what is claimed"):
-        table.add_column(name)
+    for name in ("claim", "study", "--data", "--model", "what is claimed"):
+        table.add_column(name, no_wrap=name != "what is claimed")
     for study in map(find, NAMES):
-        table.add_row(study.claim, study.name, study.statement)
+        takes = ("yes" if taken else "" for taken in (study.takes_data, study.takes_model))
+        table.add_row(study.claim, study.name, *takes, study.statement)
     console().print(table)
 
 

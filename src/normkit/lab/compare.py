@@ -134,6 +134,11 @@ def check_out(out: Path) -> None:
 
 def _check_names(grid: Grid) -> None:
     """Before the data is loaded, which may be a download."""
+    if ".py" in grid.model:
+        raise InputError(
+            f"--model of compare must be one of {', '.join(MODELS)}, got {grid.model}: your own network goes to "
+            f"`normkit study regularisation fewer-steps --model {grid.model}`"
+        )
     for kind, name, valid in (
         ("model", grid.model, MODELS),
         *(("norm", norm, NORMS) for norm in grid.norms),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +54,14 @@ def test_what_it_does_not_take_is_refused(name: str) -> None:
     if not study.takes_model:
         with pytest.raises(InputError, match=f"{name} has its own networks"):
             study.check(Subject(model="net.py:build"))
+
+
+def test_the_list_says_which_take_your_data_and_your_network() -> None:
+    command = [sys.executable, "-m", "normkit", "study", "list"]
+    environment = {**os.environ, "COLUMNS": "160"}
+    listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    head, *lines = [line for line in listed.stdout.splitlines() if line.strip()]
+    for name in NAMES:
+        (line,) = [line for line in lines if f" {name} " in line]
+        says = [line[head.index(option) :].startswith("yes") for option in ("--data", "--model")]
+        assert says == [find(name).takes_data, find(name).takes_model], name
