@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from normkit.lab.bootstrap import bootstrap_difference, bootstrap_mean, bootstrap_ratio
-from normkit.lab.intervals import mean_interval
+from normkit.lab.intervals import mean_interval, paired_ratio
 
 DRAWS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
     "normal": (lambda rng, n: rng.normal(size=n), 0.0),
@@ -81,6 +82,28 @@ def test_values_that_are_all_the_same_have_no_width(values: list[float]) -> None
 )
 def test_ties_and_few_values_have_students_interval(values: list[float]) -> None:
     assert bootstrap_mean(values) == mean_interval(values)
+
+
+def test_what_rounding_hides_widens_either_end() -> None:
+    values = [1.0, 1.1, 1.2, 1.3, 1.5, 4.0, 1.05, 1.4]
+    plain, coarse = bootstrap_mean(values), bootstrap_mean(values, resolution=1.0)
+    hidden = stats.t.ppf(0.975, 7) / 12**0.5
+    assert None not in (plain.low, plain.high, coarse.low, coarse.high)
+    ends = [
+        (plain.mean - plain.low, coarse.mean - coarse.low),
+        (plain.high - plain.mean, coarse.high - coarse.mean),
+    ]
+    for exact, rounded in ends:
+        assert rounded == pytest.approx(math.hypot(exact, hidden), rel=1e-12)
+
+
+@pytest.mark.parametrize("seeds", [2, 6])
+def test_steps_that_tie_have_students_interval_of_what_rounding_hides(seeds: int) -> None:
+    a, b = [10.0] * seeds, [15.0] * seeds
+    estimate, student = bootstrap_ratio(a, b, every=5), paired_ratio(a, b, every=5)
+    # Rounding alone: the difference of two logarithms, and the logarithm of a ratio.
+    assert (estimate.low, estimate.high) == pytest.approx((student.low, student.high), rel=1e-12)
+    assert not estimate.below(1.0)
 
 
 def test_one_value_decides_nothing() -> None:

@@ -47,9 +47,9 @@ def mean_interval(
     .. math:: m \pm t \sqrt{s^2 / n + h^2 / 12}
 
     with t of n-1 degrees of freedom (Student 1908) and h the `resolution`, the distance between marks: 1 / samples of
-    an accuracy, 0 of what is not rounded. Values on the same mark have s = 0, which says that they differ by less than h
-    and not that they are equal. What rounding hides has a standard uncertainty of h / √12 (JCGM 100:2008, F.2.2.1); it
-    may be the same in every value, so that more of them do not average it away. Taking t for this part too is on the
+    an accuracy, 0 of what is not rounded. Values on the same mark have s = 0, which says that they differ by less than
+    h and not that they are equal. What rounding hides has a standard uncertainty of h / √12 (JCGM 100:2008, F.2.2.1);
+    it may be the same in every value, so that more of them do not average it away. Taking t for this part too is on the
     safe side: two values on one mark decide nothing within 3.6 h of it.
 
     Raises:

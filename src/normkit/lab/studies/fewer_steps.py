@@ -88,7 +88,8 @@ class FewerSteps(Study):
                 bootstrap_ratio(
                     *timed.paired(
                         "steps", {"norm": norm, "lr": rates[norm]}, {"norm": "none", "lr": rates["none"]}
-                    )
+                    ),
+                    every=EVERY,
                 ),
                 1.0,
                 "below",

@@ -74,7 +74,7 @@ class InputScaling(Study):
             for effect in (
                 Effect(
                     f"{s} / none: steps to target",
-                    bootstrap_ratio(steps[s], steps["none"]),
+                    bootstrap_ratio(steps[s], steps["none"], every=EVERY),
                     1.0,
                     "below",
                     "x",
