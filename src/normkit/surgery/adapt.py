@@ -91,8 +91,8 @@ def adapt(
         model: any module; its modes stay.
         batches: as of `recalibrate`; none of their labels is used.
         prior: N, how many samples the statistics from before are worth: 0 replaces them, infinity keeps them.
-        forward: runs the model on a batch, where it is not given the batch's input; returns logits where entropy is
-            minimized.
+        forward: a function of one batch that runs the model on it, where it is not given the batch's input; returns
+            logits where entropy is minimized.
         minimize_entropy: also let weights and biases of these norms learn, one step of Adam for each batch, towards
             predictions of less entropy; the statistics are constants for the gradient.
         lr: of these steps.

@@ -60,7 +60,7 @@ def convert(
         to: one of these names.
         batches: a pass over data, each as data loaders give it: a tensor, a mapping of arguments by name, or a tuple
             whose first is one of these.
-        forward: a function that runs the model on a batch; None: as above.
+        forward: a function of one batch that runs the model on it; None: as above.
         options: arguments of the new layers beyond the old ones', such as num_groups=8 or ghost_size=16.
 
     Returns:
