@@ -82,7 +82,7 @@ def test_a_mask_of_no_value_or_of_one(valid: int) -> None:
 
 @pytest.mark.parametrize("name", [3, None, b"sketch"])
 def test_the_name_of_a_domain_is_a_string(name: object) -> None:
-    with pytest.raises(TypeError, match="^the name of a domain is a string, got "), nk.domain(name):
+    with pytest.raises(TypeError, match=r"^the name of a domain is a string, got "), nk.domain(name):
         pass
 
 
