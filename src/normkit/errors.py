@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 
@@ -20,14 +20,19 @@ class ProcessError(RuntimeError):
     """Processes that share statistics cannot go on together; the message names group, layer and ranks."""
 
 
-def unknown(kind: str, received: object, valid: Iterable[str]) -> InputError:
+def unknown(
+    kind: str, received: object, valid: Iterable[str], also: Mapping[str, str] | None = None
+) -> InputError:
     """The error for a name outside a fixed set: the valid names, and the nearest one where one is near.
+
+    also: other names of valid ones, for the hint alone.
 
     >>> print(unknown("norm", "bacth", ["none", "batch"]))
     unknown norm 'bacth': choose from none, batch; did you mean 'batch'?
     """
     names = list(valid)
-    near = difflib.get_close_matches(str(received).lower(), names, n=1)
+    name = str(received).lower()
+    near = [also[name]] if also and name in also else difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {received!r}: choose from {', '.join(names)}{hint}")
 

@@ -344,6 +344,10 @@ def test_fix_writes_new_weights_that_are_well(
             ["last.pt", "--data", "NET:loader"],
             "--data needs the model: name it, and give last.pt as --weights",
         ),
+        (
+            ["NET:build", "--data", "NET:loader", "--forward", "NET:sgd"],
+            "--forward must be a function of model and batch, got NET:sgd(model): def forward(model, batch)",
+        ),
         (["NET:build", "--forward", "NET:step"], "--forward is taken on batches: give --data too"),
         (
             ["NET:build", "--reference", "NET:headless"],

@@ -112,12 +112,34 @@ def test_csv_and_event_files_have_the_same_numbers(tmp_path: Path) -> None:
     assert {step for _, step in rows} == {0, 2}
 
 
+def test_print_shows_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    """And a function gets all of them."""
+    seen: dict[int, Mapping[str, float]] = {}
+    model = network()
+    with nk.record(model, print), nk.record(model, seen.__setitem__):
+        train(model, 1)
+    shown = ", ".join(f"{name!r}: {value:.4g}" for name, value in seen[0].items())
+    assert capsys.readouterr().out == f"0 {{{shown}}}\n"
+    assert any(value != float(f"{value:.4g}") for value in seen[0].values())
+
+
+def test_a_csv_file_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "norms.csv"
+    for steps in (3, 1):
+        model = network()
+        with nk.record(model, path, every=1):
+            train(model, steps)
+    with path.open() as file:
+        assert {row["step"] for row in csv.DictReader(file)} == {"0"}
+
+
 @pytest.mark.parametrize(
     ("model", "to", "every", "line"),
     [
         (nn.Linear(2, 2), print, 1, "model must have norms to record, but it has none"),
         (nn.BatchNorm1d(2), print, 0, "every must be 1 or more, got 0"),
         (nn.BatchNorm1d(2), 3, 1, "to must be a .csv file, a SummaryWriter or a function, got int"),
+        (nn.BatchNorm1d(2), [].append, 1, r"to must be a function of step and readings, got one of \(object"),
         (nn.BatchNorm1d(2), "norms.txt", 1, r"norms\.txt: readings are written as \.csv alone"),
         (nn.BatchNorm1d(2), "/nowhere/norms.csv", 1, r"/nowhere/norms\.csv: No such file"),
     ],

@@ -29,7 +29,7 @@ from normkit.doctor.repair import Treatment, fix
 from normkit.doctor.skeleton import skeleton
 from normkit.doctor.target import blaming, load_batches, load_function, load_model
 from normkit.errors import InputError
-from normkit.surgery.feed import Forward
+from normkit.surgery.feed import Forward, takes
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,11 @@ def _forward(request: Request, model: nn.Module) -> Forward | None:
     if request.forward is None:
         return None
     run = load_function(request.forward)
+    if not takes(run, 2):
+        raise InputError(
+            f"--forward must be a function of model and batch, got {request.forward}{inspect.signature(run)}: "
+            "def forward(model, batch)"
+        )
     return lambda batch: run(model, batch)
 
 

@@ -50,7 +50,7 @@ def diagnose(
         batches: tensors, tuples (inputs..., target), or dicts; gone through once. Some 8 of the training batches do.
         loss: loss(output, target), a scalar.
         optimizer: the one that trains the model.
-        forward: runs the model on a batch, where that is not how.
+        forward: a function of one batch that runs the model on it, where that is not how.
         reference: what the model is a copy of, a module or its state_dict: of a moving average or a target network its
             source. Running statistics are compared.
         process_group: processes that all call this, "world" for all there are; their running statistics are compared.

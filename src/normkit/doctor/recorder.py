@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from normkit.doctor.kinds import norm_kind
 from normkit.errors import InputError
+from normkit.surgery.feed import takes
 from normkit.surgery.outcome import check_model
 
 Write: TypeAlias = Callable[[int, Mapping[str, float]], object]  # a step, and readings by `layer/reading`
@@ -40,8 +42,8 @@ def record(model: nn.Module, to: str | Path | Write | Any, *, every: int = 100) 
 
     Args:
         model: as it is trained; not a compiled one, whose hooks do not run.
-        to: a path of a .csv file; a `SummaryWriter` of TensorBoard; or a function of the step, counted in forward
-            passes from 0, and a mapping from `layer/reading` to numbers.
+        to: a path of a .csv file, which is written anew; a `SummaryWriter` of TensorBoard; or a function of the step,
+            counted in forward passes from 0, and a mapping from `layer/reading` to numbers.
         every: forward passes from one recording to the next.
 
     Returns:
@@ -62,6 +64,13 @@ def record(model: nn.Module, to: str | Path | Write | Any, *, every: int = 100) 
     return recorder
 
 
+class Readings(dict[str, float]):
+    """Numbers by `layer/reading`; as text, to four digits."""
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{name!r}: {value:.4g}" for name, value in self.items()) + "}"
+
+
 class Recorder:
     """Hooks on the norms of a model that is trained; see `record`."""
 
@@ -74,7 +83,7 @@ class Recorder:
             raise InputError("model must have norms to record, but it has none")
         self._write, self._every = _writer(to), every
         self.passes = 0  # so far
-        self._readings: dict[str, float] = {}
+        self._readings = Readings()
         self._of_norms: list[Any] = []
         self._of_model: list[Any] = []
 
@@ -101,7 +110,7 @@ class Recorder:
         """The pass is over: hand on what was read."""
         for handle in self._of_norms:
             handle.remove()
-        readings, self._of_norms, self._readings = self._readings, [], {}
+        readings, self._of_norms, self._readings = self._readings, [], Readings()
         self.passes += 1
         if readings:
             self._write(self.passes - 1, readings)
@@ -167,6 +176,8 @@ def _writer(to: Any) -> Write:
     if hasattr(to, "add_scalar"):
         return lambda step, readings: [to.add_scalar(name, value, step) for name, value in readings.items()]
     if callable(to):
+        if not takes(to, 2):
+            raise InputError(f"to must be a function of step and readings, got one of {signature(to)}")
         return to
     raise InputError(f"to must be a .csv file, a SummaryWriter or a function, got {type(to).__name__}")
 

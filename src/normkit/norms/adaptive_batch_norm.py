@@ -18,6 +18,7 @@ from normkit.norms.batch_norm import (
 )
 from normkit.norms.blending import blend, by_blend, share_of
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import for_all_dimensions
 from normkit.norms.scope import scope
 from normkit.norms.tracing import one_node
 from normkit.norms.tracking import Place
@@ -117,7 +118,8 @@ def _blend_each(
     return blend(share, mean, var, **tensors)
 
 
-class _Adaptive(_BatchNorm):
+@for_all_dimensions
+class _AdaptiveBatchNorm(_BatchNorm):
     """What adaptive batch norm of every dimension shares; each class below adds ours of its dimension."""
 
     prior: float
@@ -190,7 +192,7 @@ class _Adaptive(_BatchNorm):
         return f"{super().extra_repr()}, prior={self.prior}, per_sample={self.per_sample}"
 
 
-class AdaptiveBatchNorm1d(_Adaptive, BatchNorm1d):
+class AdaptiveBatchNorm1d(_AdaptiveBatchNorm, BatchNorm1d):
     """Batch norm over (N, C) or (N, C, L) that adapts in evaluation to the samples at hand.
 
     It trains as `BatchNorm1d`, whose state dict it has; in evaluation it blends running statistics with those of
@@ -217,9 +219,9 @@ class AdaptiveBatchNorm1d(_Adaptive, BatchNorm1d):
     """
 
 
-class AdaptiveBatchNorm2d(_Adaptive, BatchNorm2d):
+class AdaptiveBatchNorm2d(_AdaptiveBatchNorm, BatchNorm2d):
     """Batch norm over (N, C, H, W) that adapts in evaluation; arguments as in `AdaptiveBatchNorm1d`."""
 
 
-class AdaptiveBatchNorm3d(_Adaptive, BatchNorm3d):
+class AdaptiveBatchNorm3d(_AdaptiveBatchNorm, BatchNorm3d):
     """Batch norm over (N, C, D, H, W) that adapts in evaluation; arguments as in `AdaptiveBatchNorm1d`."""

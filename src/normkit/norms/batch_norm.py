@@ -12,6 +12,7 @@ from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs, tracking
 from normkit.norms.batch_moments import by_batch, by_given
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import for_all_dimensions
 from normkit.norms.scope import scope
 from normkit.norms.switched import Switched, check
 from normkit.norms.tracing import one_node
@@ -59,7 +60,9 @@ def batch_norm(
         activation: :math:`f`: relu, leaky_relu, silu, gelu, elu, sigmoid, tanh, relu6 or hardswish; None: identity.
         residual: :math:`r`, of the input's shape, added before the activation.
         mask: bool, broadcastable to the input without channels, true where it is valid. Padded positions
-            enter no statistic, come out as 0, and pass no gradient.
+            enter no statistic, come out as 0, and pass no gradient. Where none is valid, or one per channel, the
+            running statistics stay, and the one comes out as f(beta + r): how many there are is known on the device
+            alone, and to ask would wait for it, so this is no error.
         num_batches_tracked: () int64, counts the batches; needed where momentum is None.
         process_group: processes whose batches are one in training: a group of torch.distributed, or "world" for
             all that there are. Batches may differ in size and be empty.
@@ -111,6 +114,7 @@ def batch_norm(
     return y
 
 
+@for_all_dimensions
 class _BatchNorm(Switched, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
     """What batch norm of every dimension shares; each class below adds torch's class of its dimension."""
 

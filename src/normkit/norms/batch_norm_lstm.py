@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normkit import processes
+from normkit.norms import inputs
 from normkit.norms.recurrent_batch_norm import RecurrentBatchNorm
 
 
@@ -57,6 +58,7 @@ class BatchNormLSTMCell(nn.LSTMCell):
         process_group: processes.Group = None,
         guard: Literal["nonfinite"] | None = None,
     ) -> None:
+        inputs.check_whole(input_size=input_size, hidden_size=hidden_size, max_length=max_length)
         super().__init__(input_size, hidden_size, bias=False, device=device, dtype=dtype)
         rest = (max_length, eps, momentum, True, device, dtype)
         norm = partial(RecurrentBatchNorm, process_group=process_group, guard=guard)

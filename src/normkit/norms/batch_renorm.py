@@ -15,6 +15,7 @@ from normkit.norms import inputs, tracking
 from normkit.norms.batch_moments import by_given, normalize
 from normkit.norms.batch_norm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import for_all_dimensions
 from normkit.norms.switched import check
 from normkit.norms.tracking import PREVIOUS, Running
 from normkit.statistics import update_running_
@@ -125,6 +126,7 @@ def check_limits(r_max: float | Tensor, d_max: float | Tensor) -> None:
         raise ValueError(f"d lies in [-d_max, d_max], so d_max must not be negative, got {d_max}")
 
 
+@for_all_dimensions
 class _BatchRenorm(_BatchNorm):
     """What batch renorm of every dimension shares; each class below adds torch's class of its dimension."""
 
@@ -160,6 +162,7 @@ class _BatchRenorm(_BatchNorm):
                 "batch renorm corrects towards running statistics, got track_running_stats=False"
             )
         check_limits(r_max, d_max)
+        inputs.check_whole(warmup=warmup, r_steps=r_steps, d_steps=d_steps)
         if not 0 <= warmup <= min(r_steps, d_steps):
             raise ValueError(
                 f"r and d are relaxed from step warmup to steps r_steps and d_steps, 0 <= warmup <= both, got "

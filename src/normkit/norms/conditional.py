@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normkit.norms import inputs
 from normkit.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.norms.group_norm import GroupNorm
 from normkit.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -52,6 +53,7 @@ class Conditional(torch.nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        inputs.check_whole(num_classes=num_classes)
         super().__init__()
         shape = _shape(norm)
         if list(norm.parameters(recurse=False)):

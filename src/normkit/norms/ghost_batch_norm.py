@@ -15,6 +15,7 @@ from normkit.norms import inputs, mixing, tracking
 from normkit.norms.batch_moments import by_given
 from normkit.norms.batch_norm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import for_all_dimensions
 from normkit.norms.switched import check
 from normkit.norms.tracking import Running
 from normkit.statistics import pooled, update_running_
@@ -176,6 +177,7 @@ def _check_several_samples(x: Tensor, ghost_size: int) -> None:
         )
 
 
+@for_all_dimensions
 class _GhostBatchNorm(_BatchNorm):
     """What ghost batch norm of every dimension shares; each class below adds torch's class of its dimension."""
 
@@ -201,6 +203,7 @@ class _GhostBatchNorm(_BatchNorm):
         update_statistics: bool = True,
         guard: Literal["nonfinite"] | None = None,
     ) -> None:
+        inputs.check_whole(ghost_size=ghost_size)
         check_ghost_size(ghost_size)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,

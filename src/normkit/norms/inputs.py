@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -97,6 +98,13 @@ def count(sizes: Sequence[int]) -> int:
     return total
 
 
+def check_whole(**arguments: object) -> None:
+    """Arguments that count something are whole numbers; torch's constructors do not ask."""
+    for name, value in arguments.items():
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, got {value!r}: pass an int")
+
+
 def check_several_values(count: int, x: Tensor, *, what: str) -> None:
     """One value alone has no variance. No value at all, an empty batch, is let through as torch does."""
     if count == 1:
@@ -106,10 +114,14 @@ def check_several_values(count: int, x: Tensor, *, what: str) -> None:
         )
 
 
+_OTHER_NAMES = {"swish": "silu", "hswish": "hardswish", "hard_swish": "hardswish", "logistic": "sigmoid"}
+
+
 def check_activation(activation: str | None) -> None:
     """An activation is one of the names that the kernels know; of a function or class, the hint tells its name."""
     if activation is not None and activation not in kernels.ACTIVATIONS:
-        raise unknown("activation", getattr(activation, "__name__", activation), kernels.ACTIVATIONS)
+        name = getattr(activation, "__name__", activation)
+        raise unknown("activation", name, kernels.ACTIVATIONS, _OTHER_NAMES)
 
 
 def check_residual(residual: Tensor | None, x: Tensor) -> None:
@@ -128,6 +140,11 @@ def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor 
     if mask is None:
         return None
     axis = features % x.dim()
+    if not isinstance(mask, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        made = "torch.from_numpy(mask)" if type(mask).__name__ == "ndarray" else "torch.tensor(mask)"
+        raise TypeError(
+            f"mask must be a bool tensor, true where x is valid, got {type(mask).__name__}: {made}"
+        )
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, true where x is valid, got {mask.dtype}: mask.bool()")
     shape = [*x.shape[:axis], *x.shape[axis + 1 :]]

@@ -12,6 +12,7 @@ from normkit import kernels
 from normkit.kernels.recomputation import recomputing
 from normkit.norms import inputs, mixing
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import for_all_dimensions
 from normkit.norms.scope import scope
 from normkit.norms.tracing import one_node
 from normkit.norms.tracking import Place, Running, Tracked, Tracking
@@ -149,6 +150,7 @@ def _check(
     return values
 
 
+@for_all_dimensions
 class _InstanceNorm(Tracked, torch.nn.modules.instancenorm._InstanceNorm):  # pyright: ignore[reportPrivateUsage]
     """What instance norm of every dimension shares; each class below adds torch's class of its dimension."""
 

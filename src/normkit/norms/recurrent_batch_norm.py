@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit import processes
+from normkit.norms import inputs
 from normkit.norms.batch_norm import batch_norm
 from normkit.norms.mixing import Affine
 from normkit.norms.switched import Switched
@@ -141,6 +142,7 @@ class RecurrentBatchNorm(Switched):
         process_group: processes.Group = None,
         guard: Literal["nonfinite"] | None = None,
     ) -> None:
+        inputs.check_whole(num_features=num_features, max_length=max_length)
         if max_length < 1:
             raise ValueError(f"max_length must be 1 or more steps, got {max_length}")
         super().__init__()

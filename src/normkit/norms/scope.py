@@ -28,12 +28,14 @@ def domain(name: str) -> Generator[None, None, None]:
     Every layer with running statistics trains and evaluates with those of this domain inside; the reference of a
     virtual batch norm is none, and the same in all domains. A set is made when a layer first trains in the domain,
     and is part of `state_dict` from then on, under the names of the buffers and `@name`. Outside, layers have their
-    ordinary statistics, which training in a domain leaves alone. It holds in this thread.
+    ordinary statistics, which training in a domain leaves alone. It holds in this thread, and for normkit's layers:
+    torch's own know of no domain and move their ordinary statistics, until `accelerate(model)` makes them ours.
 
     Args:
         name: of the domain; not empty, and without a dot, which separates the names of modules.
 
     Raises:
+        TypeError: a name that is no string.
         ValueError: an empty name or one with a dot; by a layer that evaluates in a domain it has never
             trained in.
 
@@ -49,6 +51,8 @@ def domain(name: str) -> Generator[None, None, None]:
     >>> layer.domains, layer.num_batches_tracked.item()
     (('sketch',), 0)
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"the name of a domain is a string, got {name!r}: say domain('sketch')")
     if not name or "." in name:
         raise ValueError(f"the name of a domain is not empty and has no dot, got {name!r}")
     outer, scope.domain = scope.domain, name

@@ -13,6 +13,7 @@ from normkit import processes
 from normkit.norms import inputs, mixing
 from normkit.norms.batch_moments import by_batch
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import for_all_dimensions
 from normkit.norms.sharing import Sharing
 from normkit.norms.tracing import one_node
 
@@ -127,6 +128,7 @@ def reference_batch(model: torch.nn.Module) -> Generator[torch.nn.Module]:
             layer.taking_reference = False
 
 
+@for_all_dimensions
 class _VirtualBatchNorm(Sharing):
     """What virtual batch norm of every dimension shares."""
 

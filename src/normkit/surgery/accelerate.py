@@ -79,6 +79,8 @@ def _accelerate(outcome: Outcome, example: Any) -> None:
         outcome.note = "the model has no norm that is known"
     elif not isinstance(outcome.model, NORMS) and not is_imitated(outcome.model):
         fuse(outcome, example)
+    if outcome.note is None and not outcome.done and not outcome.left:
+        outcome.note = "its norms are normkit's already"
 
 
 def _imitate_handwritten(outcome: Outcome, name: str, layer: nn.Module) -> None:

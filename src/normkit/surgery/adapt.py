@@ -13,8 +13,9 @@ from torch import nn
 from normkit.errors import InputError
 from normkit.surgery.blend import Blend, collapsed_channels
 from normkit.surgery.convergence import movement
+from normkit.surgery.dtypes import telling_dtypes
 from normkit.surgery.entropy import EntropyDescent, learning
-from normkit.surgery.feed import Forward, each, feeder
+from normkit.surgery.feed import Forward, each, feeder, first_of
 from normkit.surgery.observe import Gathering, Observation, Site, observable_layers, observed
 from normkit.surgery.restore import Saved, Undoable, kept
 from normkit.surgery.table import aligned
@@ -81,17 +82,17 @@ def adapt(
     .. math:: \mu = \frac{N \mu_s + n \mu_t}{N + n}, \quad \sigma^2 = \frac{N \sigma_s^2 + n \sigma_t^2}{N + n}
 
     The model runs in evaluation mode, and each batch is normalized by the blend with all that was seen until then, as
-    `AdaptiveBatchNorm2d` does within a batch; so one sample will do. torch's layers and ours alike. Where the data
-    would stop more than half of a layer's channels, predictions fall to few classes, or many change of which the
-    model was sure, it raises, and the model is as it was, as after any exception. `undo()` goes back to the
-    statistics from before.
+    `AdaptiveBatchNorm2d` does within a batch; so one sample will do. torch's layers and ours alike. Where the blend
+    would stop more than half of a layer's channels, as constant data do under prior=0, predictions fall to few classes,
+    or many change of which the model was sure, it raises, and the model is as it was, as after any exception. `undo()`
+    goes back to the statistics from before.
 
     Args:
         model: any module; its modes stay.
         batches: as of `recalibrate`; none of their labels is used.
         prior: N, how many samples the statistics from before are worth: 0 replaces them, infinity keeps them.
-        forward: runs the model on a batch, where it is not given the batch's input; returns logits where entropy is
-            minimized.
+        forward: a function of one batch that runs the model on it, where it is not given the batch's input; returns
+            logits where entropy is minimized.
         minimize_entropy: also let weights and biases of these norms learn, one step of Adam for each batch, towards
             predictions of less entropy; the statistics are constants for the gradient.
         lr: of these steps.
@@ -124,10 +125,11 @@ def adapt(
     try:
         with kept(model), learning(affine):
             for batch in each(batches):
-                if descent is not None:
-                    with descent.as_at_first():
-                        descent.reference = by_first.run(run, batch)
-                blending.run(run, batch)
+                with telling_dtypes(model, first_of(batch), f"batch {blending.batches + 1}"):
+                    if descent is not None:
+                        with descent.as_at_first():
+                            descent.reference = by_first.run(run, batch)
+                    blending.run(run, batch)
                 blending.end_batch()
                 if descent is not None:
                     descent.step(partial(run, batch))

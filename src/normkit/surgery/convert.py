@@ -15,8 +15,10 @@ from torch.nn.utils import parametrize
 from normkit.errors import InputError
 from normkit.norms.tracking import Tracked
 from normkit.surgery.dataflow import Flow
-from normkit.surgery.feed import each, feeder
+from normkit.surgery.dtypes import telling_dtypes
+from normkit.surgery.feed import each, feeder, first_of
 from normkit.surgery.freeze import Frozen
+from normkit.surgery.handwritten import handwritten
 from normkit.surgery.least_squares import Comoments
 from normkit.surgery.ours import NORMS, has_known_forward, introduce
 from normkit.surgery.outcome import Outcome, check_model
@@ -58,7 +60,7 @@ def convert(
         to: one of these names.
         batches: a pass over data, each as data loaders give it: a tensor, a mapping of arguments by name, or a tuple
             whose first is one of these.
-        forward: a function that runs the model on a batch; None: as above.
+        forward: a function of one batch that runs the model on it; None: as above.
         options: arguments of the new layers beyond the old ones', such as num_groups=8 or ghost_size=16.
 
     Returns:
@@ -68,7 +70,8 @@ def convert(
         in the model is not in it.
 
     Raises:
-        InputError: no module, an unknown name, or no batch in batches.
+        InputError: no module, an unknown name, no batch in batches, or no batches for `virtual`; ghost without
+            ghost_size=.
         TypeError: an option that the new layers do not have.
         Exception: what the model raises on a batch; the model is as it was.
 
@@ -77,14 +80,18 @@ def convert(
     convert: 1 changed, 0 left
       1  GroupNorm(2, 8, eps=1e-05, affine=True, bias=True)
     """
-    check_to(to, options)
+    check_to(to, options, fitted=batches is not None)
     check_model(model)
     outcome = Outcome("convert", model)
     fits = [_Fit(name, layer, to, options) for name, layer in layers_of(model, NORMS)]
     for fit, given in zip(fits, _given(model, fits), strict=True):
         fit.refuse(_why_not(model, fit.layer, to, given, fitted=batches is not None))
         fit.refuse(_why_not_again(fit.layer, to, options))
-    if not fits:
+    for name, layer in handwritten(model):
+        outcome.left[name] = (
+            f"{type(layer).__name__} has the parts of a norm, and inherits none: put torch's or normkit's in its place"
+        )
+    if not fits and not outcome.left:
         outcome.note = "the model has no norm that is known"
     with whole_or_nothing(model):
         if batches is None:
@@ -135,8 +142,6 @@ class _Fit:
             self.refuse(str(why))
             return
         self.new, self._plain = made
-        if self.to == "virtual":
-            self.refuse(None if fitted else "virtual batch norm needs a reference batch: pass batches")
         if self.to == "frn":
             self._plain.register_parameter("threshold", None)
         if self.running:
@@ -237,9 +242,10 @@ def _observe(model: nn.Module, fits: list[_Fit], batches: Iterable[Any], run: Ca
     with undisturbed(model):
         for fit in fits:
             fit.layer.register_forward_pre_hook(hook(fit), with_kwargs=True)
-        for batch in each(batches):
-            run(batch)
-            count += 1
+        for number, batch in enumerate(each(batches), 1):
+            with telling_dtypes(model, first_of(batch), f"batch {number}"):
+                run(batch)
+            count = number
     if count == 0:
         raise InputError("batches must hold one batch or more, and held none")
 
@@ -278,7 +284,11 @@ def _regrouped(layer: Any, options: dict[str, Any]) -> str:
 
 
 def _not_taken(name: str) -> str:
-    return f"it is called with {'an' if name[0] in 'aeiou' else 'a'} {name}, which the new norm does not take"
+    article = "an" if name[0] in "aeiou" else "a"
+    return (
+        f"it is called with {article} {name}, which the new norm does not take: convert before nk.accelerate, which "
+        f"fuses {'sums' if name == 'residual' else 'activations'}"
+    )
 
 
 def _given(model: nn.Module, fits: list[_Fit]) -> list[set[str]]:

@@ -49,7 +49,38 @@ def feeder(model: nn.Module, forward: Forward | None) -> Forward:
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    return forward if forward is not None else lambda batch: feed(model, batch)
+    if forward is None:
+        return lambda batch: feed(model, batch)
+    if not takes(forward, 1):
+        raise InputError(
+            f"forward must be a function of one batch, got one of {inspect.signature(forward)}: close over the model, "
+            "lambda batch: model(...); the command's --forward alone is of model and batch"
+        )
+    return forward
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as it says; what is no function cannot.
+
+    >>> takes(len, 1), takes(len, 2)
+    (True, False)
+    """
+    if not callable(function):  # pyright: ignore[reportUnnecessaryComparison]
+        return False
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin that tells nothing
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def first_of(batch: Any) -> Any:
+    """What goes into the model, of a batch as `feed` takes it: not the labels behind it."""
+    return batch[:1] if isinstance(batch, (tuple, list)) else batch
 
 
 def feed(model: nn.Module, batch: object) -> Any:

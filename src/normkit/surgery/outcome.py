@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import InputError
+from normkit.surgery.dtypes import tensors_in
 from normkit.surgery.passes import evaluate
 from normkit.surgery.restore import whole_or_nothing
 from normkit.surgery.walk import check_module
@@ -93,18 +94,6 @@ def checked(outcome: Outcome, example: Any, work: Callable[[], None]) -> Outcome
             outcome.left = {**dict.fromkeys(outcome.done, why), **outcome.left}
             outcome.done, outcome.errors = {}, {}
     return outcome
-
-
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """The tensors of an output, in order, whatever holds them."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from tensors_in(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from tensors_in(value)
 
 
 def difference(before: Any, after: Any) -> float:

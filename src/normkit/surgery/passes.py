@@ -7,8 +7,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+
+from normkit.errors import InputError
+from normkit.surgery.dtypes import telling_dtypes
 
 _HOOKS = (
     "_forward_hooks",
@@ -73,7 +77,9 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 def evaluate(model: nn.Module, batch: Any) -> Any:
     """The output in evaluation, which leaves no trace: not in the model, the batch, or the random numbers to come."""
+    if isinstance(batch, np.ndarray):
+        raise InputError("example must hold tensors, got a NumPy array: torch.from_numpy(example)")
     tensors = (*model.parameters(), *model.buffers())
     devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
-    with undisturbed(model), torch.random.fork_rng(devices):
+    with undisturbed(model), torch.random.fork_rng(devices), telling_dtypes(model, batch, "the example"):
         return call(model, copy.deepcopy(batch))

@@ -13,7 +13,8 @@ from normkit.errors import InputError, unknown
 from normkit.norms.batch_renorm import _BatchRenorm  # pyright: ignore[reportPrivateUsage]
 from normkit.statistics import Estimator
 from normkit.surgery.convergence import Evidence, batches_needed, gap, movement
-from normkit.surgery.feed import Forward, each, feeder
+from normkit.surgery.dtypes import telling_dtypes
+from normkit.surgery.feed import Forward, each, feeder, first_of
 from normkit.surgery.observe import Site, observable_layers, observed
 from normkit.surgery.restore import Saved, Undoable, kept
 from normkit.surgery.survey import ESTIMATORS, Survey
@@ -124,7 +125,7 @@ def recalibrate(
         model: any module.
         batches: tensors; mappings, whose entries go by the names of forward's arguments; tuples or lists whose first
             is the input. Tensors are taken to the device of the model.
-        forward: runs the model on a batch, where that is not how.
+        forward: a function of one batch that runs the model on it, where that is not how.
         estimator: "exact"; "cumulative", the average over the batches' statistics; "exponential", their moving
             average by the layer's momentum (0.1 where that is None); "random", those of one batch, which is drawn.
         tolerance: which error of the statistics is small enough, in standard deviations of a layer's input.
@@ -158,8 +159,9 @@ def recalibrate(
     try:
         with kept(model, training=layers.values()), observed(layers, survey.take), torch.no_grad():
             run = feeder(model, forward)
-            for batch in each(batches):
-                run(batch)
+            for number, batch in enumerate(each(batches), 1):
+                with telling_dtypes(model, first_of(batch), f"batch {number}"):
+                    run(batch)
                 survey.end_batch()
                 if until == "enough" and survey.lastingly_enough:
                     break

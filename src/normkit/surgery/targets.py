@@ -126,17 +126,21 @@ def is_of_rows(layer: nn.Module) -> bool:
     return isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and not isinstance(layer, ChannelRMSNorm)
 
 
-def check_to(to: str, options: dict[str, Any]) -> None:
-    """Whether this is the name of a kind, and these are options of it.
+def check_to(to: str, options: dict[str, Any], *, fitted: bool) -> None:
+    """Whether this is the name of a kind, and these are options of it; fitted: there are batches.
 
     Raises:
-        InputError: an unknown name; a missing option; a number of groups that is none.
+        InputError: an unknown name; a missing option, or no batch for a reference; a number of groups that is none.
         TypeError: an option that the kind does not have.
     """
+    if isinstance(to, type):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"to must be the name of a norm, got the class {to.__name__}: {_by_name(to)}")
     if not isinstance(to, str) or to not in {*CHANNELS, *ROWS}:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise unknown("norm", to, dict.fromkeys((*CHANNELS, *ROWS)))
     if to == "ghost" and "ghost_size" not in options:
         raise InputError("ghost norm needs the size of its sub-batches: pass ghost_size=")
+    if to == "virtual" and not fitted:
+        raise InputError("virtual batch norm needs a reference batch: pass batches")
     kind = {**BATCH, **MIXED, **_OTHERS}[to][0]
     known = [
         name for name in signature(kind).parameters if name not in _TAKEN.split() or name == "num_groups"
@@ -147,6 +151,14 @@ def check_to(to: str, options: dict[str, Any]) -> None:
     groups = options.get("num_groups", 1)
     if not isinstance(groups, int) or groups < 1:
         raise InputError(f"num_groups must be a whole number from 1 on, got {groups!r}")
+
+
+def _by_name(kind: type) -> str:
+    """How a class is called here, torch's or ours."""
+    kinds = {**BATCH, **MIXED, **_OTHERS}
+    stem = kind.__name__.rstrip("123d")
+    name = next((n for n, (first, *_) in kinds.items() if first.__name__.rstrip("123d") == stem), None)
+    return f"pass {name!r}" if name else _choice(kinds)
 
 
 def _choice(names: Iterable[str]) -> str:
