@@ -105,6 +105,7 @@ class BatchSize(Study):
             effects,
             f"From batch size {LARGE} to {SMALL} the error rises by {told(bootstrap_mean(batch))} points with "
             f"batch norm and by {told(bootstrap_mean(group))} with group norm.",
+            counted=2,
         )
 
     def figure(self, results: Results) -> Figure:

@@ -113,6 +113,7 @@ class GradientFlow(Study):
             effects,
             f"Slope per layer, batch norm less none: {told(effects[0].estimate)} decades from torch's initial weights, "
             f"{told(effects[1].estimate)} from He's; {deepest} layers end at {batch:.0%} against {none:.0%}.",
+            counted=2,
         )
 
     def figure(self, results: Results) -> Figure:

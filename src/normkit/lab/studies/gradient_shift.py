@@ -104,6 +104,7 @@ class GradientShiftStudy(Study):
             effects,
             f"With batch norm gradients change {told(effects[0].estimate)} times as much at its best rate "
             f"{own['batch']:g}, {told(effects[1].estimate)} times at {own['none']:g}, the best of none.",
+            counted=2,
         )
 
     def figure(self, results: Results) -> Figure:

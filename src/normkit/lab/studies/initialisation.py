@@ -116,6 +116,7 @@ class Initialisation(Study):
             effects,
             f"Over initial scales batch norm loses {lost['batch']:.1f} points, none {lost['none']:.1f}: "
             f"{told(effects[0].estimate)}; over momenta {told(effects[1].estimate)}.",
+            counted=2,
         )
 
     def figure(self, results: Results) -> Figure:

@@ -104,6 +104,7 @@ class LossLandscape(Study):
             effects,
             f"Along the gradient the loss varies {told(effects[0].estimate)} times as much with batch norm, and the "
             f"gradient changes {told(effects[1].estimate)} times as much.",
+            counted=2,
         )
 
     def figure(self, results: Results) -> Figure:

@@ -107,6 +107,7 @@ class ParameterScale(Study):
             f"The gradient below goes with the power {means['batch', 'slope below']:.2f} of the scale, without norm "
             f"{means['none', 'slope below']:.2f} (difference {told(effects[0].estimate)}); the layer's own with "
             f"{means['batch', 'slope own']:.2f}, without {means['none', 'slope own']:.2f}.",
+            counted=2,
         )
 
     def figure(self, results: Results) -> Figure:

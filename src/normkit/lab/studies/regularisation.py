@@ -107,6 +107,7 @@ class Regularisation(Study):
             effects,
             f"The gap in accuracy is {batch:.1f} points with batch norm and {none:.1f} without, a difference of "
             f"{told(effects[0].estimate)}; in loss {told(effects[1].estimate)} nats.",
+            counted=2,
         )
 
     def figure(self, results: Results) -> Figure:

@@ -85,8 +85,9 @@ class Finding:
     """What the trials of a study showed."""
 
     verdict: Verdict
-    effects: tuple[Effect, ...]  # the first is the one shown in the table of claims
+    effects: tuple[Effect, ...]
     sentence: str  # one line with the figures, fit for the table
+    counted: int | None = None  # of the effects, so many decide, and the others are shown; None: all
 
 
 class Results:

@@ -38,13 +38,15 @@ def with_interval(effect: Effect) -> str:
 
 
 def telling_effect(report: Report) -> str:
-    """What the table of claims shows: the first contrast that says what the verdict says, else the first."""
+    """For the table of claims: of the contrasts that decide, the first that says what the verdict says, else the first."""
     if report.finding is None:
         return (
             f"{len(report.problems)} of {len(report.problems) + len(report.results.measured)} trials failed"
         )
     effects, of_study = report.finding.effects, report.finding.verdict
-    telling = next((effect for effect in effects if effect.verdict == of_study), None)
+    telling = next(
+        (effect for effect in effects[: report.finding.counted] if effect.verdict == of_study), None
+    )
     if telling is None:
         return with_interval(effects[0]) if effects else report.finding.sentence
     return with_interval(telling)
