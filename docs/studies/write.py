@@ -38,9 +38,9 @@ python docs/studies/write.py runs/study{quick}  # writes this page and its figur
 The claims are those of five public articles on batch normalization, numbered 000 to 004, and of the papers named.
 An effect is that of the first contrast that says what the verdict says, of those that decide. Its interval is a
 studentized bootstrap interval over paired seeds, of 95% unless the rule says otherwise; it is about other seeds, not
-about other data or other networks. A verdict follows from a rule that stood in the study's file before its first trial:
-supported or contradicted only where the interval leaves out no effect, else undecided. Each study answers for itself: of
-twenty claims without any effect, one may be expected to look decided.
+about other data or other networks. A verdict follows from a rule that stood in the study's file before its first
+trial: supported or contradicted only where the interval leaves out no effect, else undecided. Each study answers for
+itself: of twenty claims without any effect, one may be expected to look decided.
 """
 
 

@@ -38,7 +38,7 @@ def with_interval(effect: Effect) -> str:
 
 
 def telling_effect(report: Report) -> str:
-    """For the table of claims: of the contrasts that decide, the first that says what the verdict says, else the first."""
+    """For the table of claims: of contrasts that decide, the first that says what the verdict says, else the first."""
     if report.finding is None:
         return (
             f"{len(report.problems)} of {len(report.problems) + len(report.results.measured)} trials failed"
