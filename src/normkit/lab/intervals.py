@@ -53,13 +53,15 @@ def mean_interval(
     safe side: two values on one mark decide nothing within 3.6 h of it.
 
     Raises:
-        ValueError: no value, or one that is not finite: a missing value is never averaged over.
+        ValueError: no value (NoValuesError), or one that is not finite: a missing value is never averaged over.
 
     >>> mean_interval([1.0, 2.0, 3.0]).mean
     2.0
     """
     x = np.asarray(values, dtype=np.float64)
-    if x.size == 0 or not np.isfinite(x).all():
+    if x.size == 0:
+        raise NoValuesError("a mean needs one or more finite values, got none")
+    if not np.isfinite(x).all():
         raise ValueError(f"a mean needs one or more finite values, got {list(values)}")
     mean = float(x.mean())
     if x.size == 1:

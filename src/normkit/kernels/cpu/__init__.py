@@ -131,7 +131,7 @@ def channels_gradient_sums(
     sums = torch.empty((2, *mean.shape), dtype=torch.float64)
     _native.channels_backward(
         SUMS, activation, eps, mean.dim() > 1, x, dy, weight, bias, residual, mask, mean, var, tail, None,
-        True, None, None, None, None, None, sums,
+        True, None, None, None, None, None, sums, 0,
     )  # fmt: skip
     return sums
 
@@ -187,7 +187,7 @@ def channels_backward(
     dbias = None if bias is None else torch.empty_like(bias)
     _native.channels_backward(
         _BOTH, activation, eps, False, x, dy, weight, bias, residual, mask, None, None, None, stats,
-        False, None, dx, dresidual, dweight, dbias, None,
+        False, None, dx, dresidual, dweight, dbias, None, 0,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual
 
@@ -211,7 +211,7 @@ def channels_backward_evaluation(
     dbias = None if bias is None else torch.empty_like(bias)
     _native.channels_backward(
         _BOTH, activation, eps, False, x, dy, weight, bias, residual, mask, mean, var, None, None,
-        True, None, dx, dresidual, dweight, dbias, None,
+        True, None, dx, dresidual, dweight, dbias, None, 0,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual
 

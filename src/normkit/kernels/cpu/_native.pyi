@@ -26,7 +26,7 @@ def channels_backward(
     dweight: Tensor | None,
     dbias: Tensor | None,
     sums: Tensor | None,
-    count: float = 0.0,
+    count: float,
 ) -> None: ...
 def channels_forward(
     stages: int,

@@ -328,7 +328,7 @@ NB_MODULE(_native, m) {
     m.def("channels_backward", channels_backward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "dy"_a,
           "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a,
           "constant_statistics"_a, "slopes"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a,
-          "count"_a = 0.0);
+          "count"_a);
     m.def("groups_forward", groups_forward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
           "bias"_a, "stats"_a);
     m.def("groups_backward", groups_backward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a,
@@ -351,7 +351,8 @@ NB_MODULE(_native, m) {
     m.def("rows_forward", rows_forward, "R"_a, "centred"_a, "eps"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "stats"_a);
     m.def("rows_backward", rows_backward, "R"_a, "centred"_a, "eps"_a, "x"_a, "dy"_a, "weight"_a, "bias"_a,
           "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
-    m.def("merged_moments", merged_moments, "counts"_a, "rows"_a, "stats"_a);
+    m.def("merged_moments", merged_moments, "counts"_a, "rows"_a, "stats"_a,
+          nb::sig("def merged_moments(counts: Sequence[float], rows: Tensor, stats: Tensor) -> None"));
     m.def("update_running", update_running, "count"_a, "counts"_a, "momentum"_a, "cumulative"_a, "stats"_a, "mean"_a,
           "var"_a, "batches"_a, "skipped"_a);
 }
