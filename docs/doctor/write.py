@@ -33,13 +33,14 @@ normkit doctor last.pt                                         # a checkpoint al
 normkit doctor --explain NK202
 ```
 
-`net.py:build` is a module or a function without arguments that returns one, `net.py:loader` batches or a function
-that returns them: tensors, tuples (input, target) or dicts. `--loss`, `--optimizer` and `--forward`, for batches that
-go into the model in another way, name functions likewise; that of `--forward` is of model and batch, where `forward=`
-in Python is of the batch alone. `--reference` names the model that this one is a copy of, or its checkpoint. The exit
-code is 0 where nothing was found, 1 with findings, 2 where it could not run. `--report FILE` writes the diagnosis as `.html`, `.json` ([schema](diagnosis.schema.json)), `.sarif` or `.txt`, and `--format` says what
-the standard output gets; `-o FILE` is for the weights that `--fix` repaired. What else a checkpoint holds, epoch or
-optimizer, stays in it. `--select NK2` and `--ignore NK101` choose by the beginning of a code.
+`net.py:build` is a module or a function without arguments that returns one, `net.py:loader` batches or a function that
+returns them: tensors, tuples (input, target) or dicts. `--loss`, `--optimizer` and `--forward`, for batches that go
+into the model in another way, name functions likewise; that of `--forward` is of model and batch, where `forward=` in
+Python is of the batch alone. `--reference` names the model that this one is a copy of, or its checkpoint. The exit
+code is 0 where nothing was found, 1 with findings, 2 where it could not run. `--report FILE` writes the diagnosis as
+`.html`, `.json` ([schema](diagnosis.schema.json)), `.sarif` or `.txt`, and `--format` says what the standard output
+gets; `-o FILE` is for the weights that `--fix` repaired. What else a checkpoint holds, epoch or optimizer, stays in
+it. `--select NK2` and `--ignore NK101` choose by the beginning of a code.
 
 In Python:
 
