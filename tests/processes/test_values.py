@@ -108,3 +108,25 @@ def assert_equals_whole(
         units = 8 if value.dtype == torch.float64 else 4 if half else 2
         error = (got - value.double()).abs().max()
         assert error <= units * u * scale, f"{key}: {error / (u * scale):.2f} u"
+
+
+def given_weights(rank: int, group: Any) -> Tensor:
+    """The gradient of one process's part, with a weight that the others do not have."""
+    part = cut(whole(dtype=torch.float64), (5, 7), rank)
+    x = part["x"].clone().requires_grad_()
+    nk.BatchNorm2d(5, process_group=group).double()(x, weight=weights()[rank]).backward(part["dy"])
+    assert x.grad is not None
+    return x.grad
+
+
+def weights() -> Tensor:
+    return torch.tensor([[1.0, 2.0, -1.0, 0.0, 0.5], [3.0, -0.5, 0.0, 1.0, 1.0]], dtype=torch.float64)
+
+
+def test_processes_may_have_weights_of_their_own(two: Ranks) -> None:
+    """As in one process whose samples have weights of their own."""
+    batch = whole(dtype=torch.float64)
+    x = batch["x"].clone().requires_grad_()
+    each = weights().repeat_interleave(torch.tensor([5, 7]), dim=0)
+    nk.BatchNorm2d(5).double()(x, weight=each).backward(batch["dy"])
+    torch.testing.assert_close(torch.cat(two(given_weights)), x.grad, rtol=1e-12, atol=1e-13)

@@ -202,6 +202,18 @@ def merged_moments(counts: list[float], rows: Tensor) -> Tensor:
     return torch.stack((mean, var, torch.zeros_like(mean)))
 
 
+def statistic_gradients(sums: Tensor, var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The gradients (2, C) of mean and variance, from sums (2, C) of dz and of dz xhat."""
+    deviation = (var + eps).sqrt()
+    scale = 1 / deviation if weight is None else weight / deviation
+    return torch.stack((-scale * sums[0], -scale * sums[1] / (2 * deviation)))
+
+
+def slopes(gradients: Tensor, var: Tensor, eps: float, count: int) -> Tensor:
+    """Those of the input gradient (2, C), from the gradients of statistics over `count` values per channel."""
+    return torch.stack((2 * gradients[1] * (var + eps).sqrt(), gradients[0])) / count
+
+
 def _ordered_sum(x: Tensor) -> Tensor:
     """Over the first axis, row by row: what the sum does is not left to the machine it runs on."""
     return x.cumsum(0)[-1]

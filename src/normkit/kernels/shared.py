@@ -1,8 +1,9 @@
 """Batch norm by statistics that others have a part in: two passes forward, two backward, a meeting between the two.
 
-Forward, the moments of all decide; backward, the sums over all of dz and of dz xhat:
+Forward, the moments of all decide; backward, the gradients of mean and variance, which all add up, each by the weight
+that it has:
 
-    dx = scale (dz - (sum dz) / count - xhat (sum dz xhat) / count)
+    dx = scale dz + (d mean + 2 d var (x - mean)) / count
 
 Gradients of weight and bias are sums over the values at hand alone.
 """
@@ -32,8 +33,8 @@ class Meeting(Protocol):
         """From statistics (3, C) of the values at hand to those of all."""
         ...
 
-    def sums(self, sums: Tensor) -> Tensor:
-        """From sums (2, C) over the values at hand to those over all."""
+    def gradients(self, own: Tensor) -> Tensor:
+        """From the gradients (2, C) of mean and variance at hand to those of all."""
         ...
 
 
@@ -92,10 +93,9 @@ class _Shared(torch.autograd.Function):
         own = family(x).channels_gradient_sums(x, dy, mean, var, *rest)
         dx = dresidual = None
         if ctx.needs_input_grad[1]:
-            sums = meeting.sums(own)
-            dx, dresidual = family(x).channels_input_gradient(
-                x, dy, mean, var, None, *rest, sums, max(ctx.count, 1)
-            )
+            gradients = meeting.gradients(family(x).statistic_gradients(own, var, weight, eps))
+            slopes = family(x).slopes(gradients, var, eps, max(ctx.count, 1))
+            dx, dresidual = family(x).channels_input_gradient(x, dy, mean, var, slopes, *rest)
         elif ctx.needs_input_grad[4]:
             _, dresidual = family(x).channels_input_gradient(x, dy, mean, var, None, *rest)
         dweight = None if weight is None else own[1].to(weight.dtype)

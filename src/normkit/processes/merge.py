@@ -44,15 +44,15 @@ class Share:
         return mean, var, self.count
 
     def moments(self, stats: Tensor, count: int | Tensor, *, gradients: bool) -> Tensor:
-        """The same for one who differentiates by himself, with `sums`, where there are gradients: rows (3, C)."""
+        """The same for one who differentiates by himself, with `gradients`, where there are any: rows (3, C)."""
         call = self._call("forward", stats.shape[1], gradients)
         self.stats, totals = _merged(self._line, call, stats[:2].flatten(), self._sizes(count))
         self._settle(totals)
         return self.stats
 
-    def sums(self, sums: Tensor) -> Tensor:
-        """Backward, the sums over all processes of sums (2, C) over this one's values."""
-        return self._line.sum(self._call("backward", sums.shape[1], True), sums.flatten()).view_as(sums)
+    def gradients(self, own: Tensor) -> Tensor:
+        """Backward, the gradients of the merged mean and variance (2, C), from what this process's values add."""
+        return self._line.sum(self._call("backward", own.shape[1], True), own.flatten()).view_as(own)
 
     def _call(self, which: Pass, channels: int, gradients: bool) -> Call:
         return Call(which, self._layer, channels, gradients)

@@ -131,7 +131,7 @@ def channels_gradient_sums(
     sums = torch.empty((2, *mean.shape), dtype=torch.float64)
     _native.channels_backward(
         SUMS, activation, eps, mean.dim() > 1, x, dy, weight, bias, residual, mask, mean, var, tail, None,
-        True, None, None, None, None, None, sums, 0,
+        True, None, None, None, None, None, sums,
     )  # fmt: skip
     return sums
 
@@ -149,19 +149,16 @@ def channels_input_gradient(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     tail: Tensor | None = None,
-    sums: Tensor | None = None,
-    count: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """dx, and the gradient of `residual` where there is one, with given slopes (2, C) or (2, N, C) in float64.
 
-    dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1]; without slopes the statistics are constants. Or with
-    those of gradient sums (2, C) over `count` values per channel, of more than these perhaps.
+    dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1]; without slopes the statistics are constants.
     """
     dx = _output(x)
     dresidual = None if residual is None else _output(x)
     _native.channels_backward(
         OUTPUTS, activation, eps, mean.dim() > 1, x, dy, weight, bias, residual, mask, mean, var, tail, None,
-        slopes is None, slopes, dx, dresidual, None, None, sums, count,
+        slopes is None, slopes, dx, dresidual, None, None, None,
     )  # fmt: skip
     return dx, dresidual
 
@@ -187,7 +184,7 @@ def channels_backward(
     dbias = None if bias is None else torch.empty_like(bias)
     _native.channels_backward(
         _BOTH, activation, eps, False, x, dy, weight, bias, residual, mask, None, None, None, stats,
-        False, None, dx, dresidual, dweight, dbias, None, 0,
+        False, None, dx, dresidual, dweight, dbias, None,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual
 
@@ -211,7 +208,7 @@ def channels_backward_evaluation(
     dbias = None if bias is None else torch.empty_like(bias)
     _native.channels_backward(
         _BOTH, activation, eps, False, x, dy, weight, bias, residual, mask, mean, var, None, None,
-        True, None, dx, dresidual, dweight, dbias, None, 0,
+        True, None, dx, dresidual, dweight, dbias, None,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual
 
@@ -371,6 +368,21 @@ def merged_moments(counts: list[float], rows: Tensor) -> Tensor:
     stats = torch.empty(3, rows.shape[1] // 2, dtype=torch.float64)
     _native.merged_moments(counts, rows, stats)
     return stats
+
+
+def statistic_gradients(sums: Tensor, var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The gradients (2, C) of mean and variance, from sums (2, C) of dz and of dz xhat."""
+    gradients = torch.empty_like(sums)
+    wide = None if weight is None else weight.double()
+    _native.statistic_gradients(sums, var, wide, eps, gradients)
+    return gradients
+
+
+def slopes(gradients: Tensor, var: Tensor, eps: float, count: int) -> Tensor:
+    """Those of the input gradient (2, C), from the gradients of statistics over `count` values per channel."""
+    to = torch.empty(gradients.shape, dtype=torch.float64)
+    _native.slopes(gradients, var, eps, count, to)
+    return to
 
 
 def rows_forward(

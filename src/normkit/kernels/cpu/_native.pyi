@@ -26,7 +26,6 @@ def channels_backward(
     dweight: Tensor | None,
     dbias: Tensor | None,
     sums: Tensor | None,
-    count: float,
 ) -> None: ...
 def channels_forward(
     stages: int,
@@ -209,6 +208,10 @@ def threads() -> int:
     """The number of threads that a large call runs on."""
 
 def merged_moments(counts: Sequence[float], rows: Tensor, stats: Tensor) -> None: ...
+def statistic_gradients(
+    sums: Tensor, var: Tensor, weight: Tensor | None, eps: float, gradients: Tensor
+) -> None: ...
+def slopes(gradients: Tensor, var: Tensor, eps: float, count: float, to: Tensor) -> None: ...
 def update_running(
     count: int,
     counts: Tensor | None,

@@ -68,10 +68,7 @@ struct Call {
     double* stats;             // (3, G): mean, biased variance, tail of the mean
     double* gradient_sums;     // (2, C): Σ dz, Σ dz * xhat; an output of the stage sums, if not null
     int64_t sums_stride;       // between the rows of gradient_sums, and of slopes
-    // Of the stage outputs alone: the values that gradient_sums were taken over, of each channel, where these are given;
-    // or slopes (2, C), dx = scale dz + slopes[0] xhat + slopes[1], null: 0.
-    double count = 0;
-    const double* slopes;
+    const double* slopes;      // (2, C), of the stage outputs alone: dx = scale dz + slopes[0] xhat + slopes[1]; null: 0
     Parameter dweight, dbias;  // (C)
 };
 

@@ -85,7 +85,7 @@ class Channels {
     template <class SumsPass, class OutputPass>
     int64_t backward(const SumsPass& sums, const OutputPass& outputs) const {
         const bool measured = call_.stages & kSums;
-        const double count = !measured ? call_.count : call_.constant_statistics ? 0 : double(find_positions());
+        const double count = measured && !call_.constant_statistics ? double(find_positions()) : 0;
         run(
             2, [&](int64_t c0, int64_t c1) { set_given(c0, c1); }, sums, [](int64_t, int64_t) { return false; },
             [&](int64_t c0, int64_t c1) {

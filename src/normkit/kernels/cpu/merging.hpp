@@ -1,8 +1,10 @@
-// Moments of several sets of values, merged into those of all: Chan, Golub and LeVeque 1983, in the order given.
+// Moments of several sets of values, merged into those of all: Chan, Golub and LeVeque 1983, in the order given. And the
+// way back, by the gradients of mean and variance, which the sets add up.
 
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <vector>
@@ -29,6 +31,23 @@ inline void merge_moments(const std::vector<double>& counts, int64_t C, const do
         }
         stats[c] = mean, stats[C + c] = var;
         stats[2 * C + c] = (first[c] - (mean - back)) + (shift - back);
+    }
+}
+
+// From sums (2, C) of dz and of dz xhat to the gradients (2, C) of mean and variance; weight may be null.
+inline void statistic_gradients(int64_t C, const double* sums, const double* var, const double* weight, double eps,
+                                double* gradients) {
+    for (int64_t c = 0; c < C; ++c) {
+        const double deviation = std::sqrt(var[c] + eps), scale = (weight ? weight[c] : 1) / deviation;
+        gradients[c] = -scale * sums[c], gradients[C + c] = -scale * sums[C + c] / (2 * deviation);
+    }
+}
+
+// From these over `count` values per channel to the slopes (2, C) of the input gradient.
+inline void slopes(int64_t C, const double* gradients, const double* var, double eps, double count, double* slopes) {
+    for (int64_t c = 0; c < C; ++c) {
+        slopes[c] = 2 * gradients[C + c] * std::sqrt(var[c] + eps) / count;
+        slopes[C + c] = gradients[c] / count;
     }
 }
 

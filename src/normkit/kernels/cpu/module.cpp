@@ -115,13 +115,13 @@ int64_t channels_forward(int stages, int activation, double eps, bool per_sample
 void channels_backward(int stages, int activation, double eps, bool per_sample, Tensor x, Tensor dy, Maybe weight,
                        Maybe bias, Maybe residual, Maybe mask, Maybe mean, Maybe var, Maybe tail, Maybe stats,
                        bool constant_statistics, Maybe slopes, Maybe dx, Maybe dresidual, Maybe dweight, Maybe dbias,
-                       Maybe sums, double count) {
+                       Maybe sums) {
     Call call = about(x, weight, bias, stages, activation, eps);
     of_channels(call, per_sample, residual, mask, mean, var, tail);
     if (stats) give(call, stats->data<double>());
     call.constant_statistics = constant_statistics, call.slopes = data<double>(slopes);
     call.dy = dy.data<void>(), call.dx = data(dx), call.dresidual = data(dresidual);
-    call.gradient_sums = data<double>(sums), call.count = count;
+    call.gradient_sums = data<double>(sums);
     gradients(call, dweight, dbias);
     run(per_sample ? kernels().groups_backward : kernels().channels_backward, call, call.N * call.C * call.S);
 }
@@ -283,6 +283,15 @@ void merged_moments(const std::vector<double>& counts, Tensor rows, Tensor stats
     merge_moments(counts, C, rows.data<double>(), stride, stats.data<double>());
 }
 
+void statistic_gradients_of(Tensor sums, Tensor var, Maybe weight, double eps, Tensor gradients) {
+    statistic_gradients(var.numel(), sums.data<double>(), var.data<double>(), data<double>(weight), eps,
+                        gradients.data<double>());
+}
+
+void slopes_of(Tensor gradients, Tensor var, double eps, double count, Tensor to) {
+    slopes(var.numel(), gradients.data<double>(), var.data<double>(), eps, count, to.data<double>());
+}
+
 // A capsule that torch adopts once; until then the block is the capsule's.
 nb::object pooled(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int dtype) {
     constexpr const char* name = "dltensor";
@@ -327,8 +336,7 @@ NB_MODULE(_native, m) {
           "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a);
     m.def("channels_backward", channels_backward, "stages"_a, "activation"_a, "eps"_a, "per_sample"_a, "x"_a, "dy"_a,
           "weight"_a, "bias"_a, "residual"_a, "mask"_a, "mean"_a, "var"_a, "tail"_a, "stats"_a,
-          "constant_statistics"_a, "slopes"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a,
-          "count"_a);
+          "constant_statistics"_a, "slopes"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a, "sums"_a);
     m.def("groups_forward", groups_forward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "y"_a, "weight"_a,
           "bias"_a, "stats"_a);
     m.def("groups_backward", groups_backward, "G"_a, "centred"_a, "activation"_a, "eps"_a, "x"_a, "dy"_a,
@@ -353,6 +361,8 @@ NB_MODULE(_native, m) {
           "stats"_a, "dx"_a, "dweight"_a, "dbias"_a);
     m.def("merged_moments", merged_moments, "counts"_a, "rows"_a, "stats"_a,
           nb::sig("def merged_moments(counts: Sequence[float], rows: Tensor, stats: Tensor) -> None"));
+    m.def("statistic_gradients", statistic_gradients_of, "sums"_a, "var"_a, "weight"_a, "eps"_a, "gradients"_a);
+    m.def("slopes", slopes_of, "gradients"_a, "var"_a, "eps"_a, "count"_a, "to"_a);
     m.def("update_running", update_running, "count"_a, "counts"_a, "momentum"_a, "cumulative"_a, "stats"_a, "mean"_a,
           "var"_a, "batches"_a, "skipped"_a);
 }

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.codes import ACTIVATIONS as ACTIVATIONS
+from normkit.kernels.composed import slopes as slopes
+from normkit.kernels.composed import statistic_gradients as statistic_gradients
 from normkit.kernels.triton import channels, groups, rows
 from normkit.kernels.triton.plan import INTERPRETED
 from normkit.kernels.triton.running import update_running as update_running
@@ -112,16 +114,8 @@ def channels_input_gradient(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     tail: Tensor | None = None,
-    sums: Tensor | None = None,
-    count: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1], and the gradient of `residual`.
-
-    Or by the slopes that gradient sums (2, C) over `count` values per channel lead to.
-    """
-    if sums is not None:
-        rstd = (var + eps).rsqrt()
-        slopes = sums.flip(0) * (rstd if weight is None else weight * rstd) / -count
+    """dx = weight / sqrt(var + eps) dz + slopes[0] xhat + slopes[1], and the gradient of `residual`."""
     per_set = mean.dim() > 1
     size = 1 if per_set else x.shape[0]
     return channels.input_gradient(
