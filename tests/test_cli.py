@@ -244,23 +244,23 @@ def test_diverged_runs_are_told_and_no_failure(tmp_path: Path, capsys: pytest.Ca
     assert "Every run diverged" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def wait_for_an_epoch(store: Path, deadline: float = 60.0) -> None:
+def wait_for_a_state(store: Path, deadline: float = 60.0) -> None:
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         if any((store.parent / "states").glob("*.safetensors")):
             return
         time.sleep(0.01)
-    raise AssertionError(f"no epoch in {store} after {deadline} s")
+    raise AssertionError(f"no state beside {store} after {deadline} s")
 
 
 def test_interrupted_it_says_so_and_goes_on(tmp_path: Path) -> None:
-    arguments = [*SMALL, "--epochs", "12", "--out", str(tmp_path)]
+    arguments = [*SMALL, "--epochs", "60", "--seeds", "1", "--out", str(tmp_path)]
     process = start(*arguments)
-    wait_for_an_epoch(tmp_path / "runs.sqlite")
+    wait_for_a_state(tmp_path / "runs.sqlite")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err == "normkit: interrupted; finished epochs are kept, the same command goes on\n"
+    assert err == "normkit: interrupted; all but the last second is kept, the same command goes on\n"
     assert not (tmp_path / "report.html").exists()
     code, shown, said = complete(*arguments)
     assert (code, said) == (0, "")
@@ -270,15 +270,16 @@ def test_interrupted_it_says_so_and_goes_on(tmp_path: Path) -> None:
 def test_a_warning_is_a_line_like_every_other(tmp_path: Path) -> None:
     """A state that was lost costs time, and the user is told."""
 
-    def stop_after_an_epoch(done: int, settings: Settings, epoch: Epoch | None) -> None:
-        if epoch:
+    def stop_where_there_is_a_state(done: int, settings: Settings, epoch: Epoch | None) -> None:
+        if [*tmp_path.glob("states/*")]:
             raise KeyboardInterrupt
 
+    grid = Grid(model="mlp", norms=("none", "batch"), epochs=60, seeds=1)
     with pytest.raises(KeyboardInterrupt):
-        compare(Grid(model="mlp", norms=("none", "batch"), epochs=2, seeds=2), tmp_path, stop_after_an_epoch)
+        compare(grid, tmp_path, stop_where_there_is_a_state)
     (state,) = (tmp_path / "states").iterdir()
     state.unlink()
-    code, shown, said = complete(*SMALL, "--out", str(tmp_path))
+    code, shown, said = complete(*SMALL, "--epochs", "60", "--seeds", "1", "--out", str(tmp_path))
     assert (code, said) == (0, f"normkit: {state} is lost or damaged: its run begins again\n")
     assert "Report: " in shown
 

@@ -67,8 +67,8 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         assert store.run(SETTINGS) is None
         assert store.runs() == []
-        store.record(SETTINGS, 42, epoch(1), STATE)
-        store.record(SETTINGS, 42, epoch(2), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
+        store.record(SETTINGS, 42, [epoch(2)], STATE)
     with Store(tmp_path) as store:
         run = store.run(SETTINGS)
         assert run is not None
@@ -85,6 +85,25 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
         assert state[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8))
 
 
+def test_epochs_that_are_recorded_together(tmp_path: Path) -> None:
+    """One transaction, one state, and the state before is no more needed."""
+    settings = dataclasses.replace(SETTINGS, epochs=6)
+    with Store(tmp_path, every=3600) as store:
+        assert not store.due()
+        store.record(settings, 42, [epoch(1), epoch(2)], {})
+        store.record(settings, 42, [epoch(3), epoch(4), epoch(5)], STATE)
+        assert files(tmp_path) == {f"{settings.key}-5.safetensors"}
+    with Store(tmp_path, every=0) as store:
+        assert store.due()
+        run, state = store.run(settings), store.state(settings)
+        assert run is not None
+        assert run.epochs == tuple(map(epoch, range(1, 6)))
+        assert state is not None
+        assert state.keys() == STATE.keys()
+        store.record(settings, 42, [epoch(6)], STATE)
+    assert files(tmp_path) == set()
+
+
 def test_runs_are_told_apart_by_any_setting_and_kept_in_order(tmp_path: Path) -> None:
     others = [
         dataclasses.replace(SETTINGS, **{field.name: change(getattr(SETTINGS, field.name))})
@@ -93,7 +112,7 @@ def test_runs_are_told_apart_by_any_setting_and_kept_in_order(tmp_path: Path) ->
     with Store(tmp_path) as store:
         for number, settings in enumerate([SETTINGS, *others]):
             assert store.run(settings) is None
-            store.record(settings, number, epoch(1), STATE)
+            store.record(settings, number, [epoch(1)], STATE)
         assert [run.settings for run in store.runs()] == [SETTINGS, *others]
         assert [run.parameters for run in store.runs()] == list(range(len(others) + 1))
 
@@ -105,11 +124,11 @@ def change(value: str | int | float) -> str | int | float:
 @pytest.mark.parametrize(("diverged", "status"), [(False, "finished"), (True, "diverged")])
 def test_an_ended_run_keeps_a_digest_and_no_file(tmp_path: Path, diverged: bool, status: str) -> None:
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
-        store.record(SETTINGS, 42, epoch(2), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
+        store.record(SETTINGS, 42, [epoch(2)], STATE)
         assert files(tmp_path) == {f"{SETTINGS.key}-2.safetensors"}
         settings = SETTINGS
-        store.record(settings, 42, epoch(3, diverged=diverged), STATE)
+        store.record(settings, 42, [epoch(3, diverged=diverged)], STATE)
         run = store.run(settings)
     assert run is not None
     assert run.status == status
@@ -121,7 +140,7 @@ def test_an_ended_run_keeps_a_digest_and_no_file(tmp_path: Path, diverged: bool,
 
 def test_divergence_ends_a_run_before_its_last_epoch(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1, diverged=True), STATE)
+        store.record(SETTINGS, 42, [epoch(1, diverged=True)], STATE)
         run = store.run(SETTINGS)
     assert run is not None
     assert run.status == "diverged"
@@ -141,9 +160,9 @@ def test_an_epoch_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
     first = epoch(1).measurements[0]
     twice = Epoch(2, 10, 0.1, (*epoch(2).measurements, first), False)  # a step that has been measured
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
         with pytest.raises(sqlite3.IntegrityError):
-            store.record(SETTINGS, 42, twice, STATE)
+            store.record(SETTINGS, 42, [twice], STATE)
         run = store.run(SETTINGS)
         assert run is not None
         assert run.epochs == (epoch(1),)
@@ -152,7 +171,7 @@ def test_an_epoch_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_opening_sweeps_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
     kept = {f"{SETTINGS.key}-1.safetensors", "mine.safetensors", "notes.txt"}
     left = {f"{SETTINGS.key}-2.safetensors", f"{SETTINGS.key}-2.safetensors.tmp", f"{'0' * 16}-7.safetensors"}
     for name in (kept | left) - files(tmp_path):
@@ -166,8 +185,8 @@ def test_opening_sweeps_what_a_kill_left_and_nothing_else(tmp_path: Path) -> Non
 def test_a_state_that_cannot_be_used_costs_its_run_alone(tmp_path: Path, damage: str) -> None:
     other = dataclasses.replace(SETTINGS, seed=1)
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
-        store.record(other, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
+        store.record(other, 42, [epoch(1)], STATE)
         path = tmp_path / "states" / f"{SETTINGS.key}-1.safetensors"
         data = path.read_bytes()
         if damage == "lost":
@@ -178,7 +197,7 @@ def test_a_state_that_cannot_be_used_costs_its_run_alone(tmp_path: Path, damage:
             assert store.state(SETTINGS) is None
         assert store.run(SETTINGS) is None
         assert store.state(other) is not None
-        store.record(SETTINGS, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
         assert store.state(SETTINGS) is not None
 
 
@@ -187,15 +206,15 @@ def test_a_full_disk_is_one_line_and_loses_no_epoch(tmp_path: Path) -> None:
     large = {"model.weight": torch.zeros(1 << 20)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
         try:
             with pytest.raises(InputError, match=f"{tmp_path}: File too large"):
-                store.record(SETTINGS, 42, epoch(2), large)
+                store.record(SETTINGS, 42, [epoch(2)], large)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert files(tmp_path) == {f"{SETTINGS.key}-1.safetensors"}
-        store.record(SETTINGS, 42, epoch(2), large)
+        store.record(SETTINGS, 42, [epoch(2)], large)
         run = store.run(SETTINGS)
         assert run is not None
         assert len(run.epochs) == 2
@@ -203,7 +222,7 @@ def test_a_full_disk_is_one_line_and_loses_no_epoch(tmp_path: Path) -> None:
 
 def test_a_newer_store_is_left_as_it_is(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
     (tmp_path / "states" / f"{'0' * 16}-7.safetensors").write_bytes(b"what a newer version may mean by this")
     with reading(tmp_path) as database:
         database.execute(f"PRAGMA user_version = {VERSION + 1}")
@@ -238,7 +257,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_a_truncated_store_is_one_line(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
     path = tmp_path / "runs.sqlite"
     path.write_bytes(path.read_bytes()[:5000])
     assert (
@@ -274,7 +293,7 @@ with Store(Path(sys.argv[1])):
 
 def test_one_process_at_a_time_and_a_kill_lets_go(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.record(SETTINGS, 42, epoch(1), STATE)
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
         assert "in use by another process" in refusal(tmp_path)
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

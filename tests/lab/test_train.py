@@ -57,7 +57,7 @@ def results(run: Run) -> tuple[str, list[Measurement], list[int]]:
 
 
 def digests(out: Path) -> list[tuple[str, int, str]]:
-    """The sha256 of model, optimizer and generators after every epoch, from the file itself."""
+    """The sha256 of model, optimizer and generators, of every epoch that was recorded by itself, from the file."""
     database = sqlite3.connect(out / "runs.sqlite")
     try:
         return database.execute("SELECT run, number, state FROM epochs ORDER BY run, number").fetchall()
@@ -132,24 +132,44 @@ def test_interrupted_runs_end_in_the_same_bits(
 ) -> None:
     settings = of(digits, model=model, norm=norm, optimizer=optimizer, dropout=0.3, epochs=4, batch_size=256)
     settings = dataclasses.replace(settings, threads=2 if (model, optimizer) == ("cnn", "adam") else 1)
-    with Store(tmp_path / "whole") as store:
+    with Store(tmp_path / "whole", every=0) as store:
         expected = train(settings, digits, store)
     for number in (1, 3):
-        with Store(tmp_path / "parts") as store, pytest.raises(KeyboardInterrupt):
+        with Store(tmp_path / "parts", every=0) as store, pytest.raises(KeyboardInterrupt):
             train(settings, digits, store, interrupt_after(number))
         torch.rand(7)  # whatever the process does in between
     resumed: list[int] = []
-    with Store(tmp_path / "parts") as store:
+    with Store(tmp_path / "parts", every=0) as store:
         run = train(settings, digits, store, lambda settings, epoch: resumed.append(epoch.number))
     assert resumed == [4]
     assert results(run) == results(expected)
     assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
 
 
+def test_short_epochs_are_recorded_together(digits: Dataset, tmp_path: Path) -> None:
+    """What is waiting to be recorded is lost with an interrupt, and trained again to the same bits."""
+    settings = of(digits, dropout=0.3, epochs=4, batch_size=256)
+    with Store(tmp_path / "whole", every=0) as store:
+        expected = train(settings, digits, store)
+    never = 3600.0
+    with Store(tmp_path / "parts", every=0) as store, pytest.raises(KeyboardInterrupt):
+        train(settings, digits, store, interrupt_after(1))
+    with Store(tmp_path / "parts", every=never) as store, pytest.raises(KeyboardInterrupt):
+        train(settings, digits, store, interrupt_after(3))
+    told: list[int] = []
+    with Store(tmp_path / "parts", every=never) as store:
+        run = train(settings, digits, store, lambda settings, epoch: told.append(epoch.number))
+    assert told == [2, 3, 4]
+    assert results(run) == results(expected)
+    whole, parts = digests(tmp_path / "whole"), digests(tmp_path / "parts")
+    assert [state for _, _, state in parts] == [whole[0][2], "", "", whole[3][2]]
+    assert not [*(tmp_path / "parts" / "states").iterdir()]
+
+
 def test_a_run_whose_state_is_lost_begins_again_to_the_same_result(digits: Dataset, tmp_path: Path) -> None:
     with Store(tmp_path / "whole") as store:
         expected = train(of(digits), digits, store)
-    with Store(tmp_path / "parts") as store, pytest.raises(KeyboardInterrupt):
+    with Store(tmp_path / "parts", every=0) as store, pytest.raises(KeyboardInterrupt):
         train(of(digits), digits, store, interrupt_after(1))
     for path in (tmp_path / "parts" / "states").iterdir():
         path.unlink()
@@ -185,7 +205,7 @@ def test_the_caller_s_generator_and_threads_are_as_before(digits: Dataset, tmp_p
 def test_one_seed_gives_every_norm_the_same_data_order(digits: Dataset, tmp_path: Path) -> None:
     """Seen from outside: after an epoch the generator of the order stands at the same point."""
     orders = {}
-    with Store(tmp_path) as store:
+    with Store(tmp_path, every=0) as store:
         for norm in NORMS:
             settings = of(digits, norm=norm, model="cnn", batch_size=1000, dropout=0.1)
             with pytest.raises(KeyboardInterrupt):

@@ -138,7 +138,7 @@ def _compare(grid: Grid, out: Path, export: str | None, tensorboard: Path | None
         except KeyboardInterrupt:
             if crew.leads:
                 print(
-                    "normkit: interrupted; finished epochs are kept, the same command goes on",
+                    "normkit: interrupted; all but the last second is kept, the same command goes on",
                     file=sys.stderr,
                 )
             raise typer.Exit(130) from None

@@ -1,13 +1,15 @@
 """The store: what runs measured, in SQLite, and where an unfinished run stands, in safetensors.
 
-A kill at any moment loses at most the epoch under way, by the order in which `Store.record` does things:
+Epochs of a tenth of a second are recorded together, about once a second, for a state takes its time to write. A kill
+at any moment loses at most the epoch under way and a second of epochs before it, by the order in which `Store.record`
+does things:
 
-1. the state after the epoch is put in place under its own name, whole (written aside, renamed);
-2. one transaction records the epoch, its measurements and the digest of that state;
-3. the state after the epoch before is deleted.
+1. the state after the last of the epochs is put in place under its own name, whole (written aside, renamed);
+2. one transaction records the epochs, their measurements and the digest of that state;
+3. the state that was recorded before is deleted.
 
 Whatever a kill leaves behind, a file written halfway or one that no epoch refers to, is swept at the next
-opening. A power cut loses the last second, or the run under way: what of its state has not reached the disk, the
+opening. A power cut loses the last second too, or the run under way: what of its state has not reached the disk, the
 digest tells.
 """
 
@@ -18,7 +20,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 
 import safetensors.torch
 import torch
@@ -27,6 +31,7 @@ from normkit.lab.database import Disk, connect, one_line
 from normkit.lab.records import Epoch, Measurement, Run, Settings
 
 VERSION = 1  # of the schema
+EVERY = 1.0  # seconds of training between two states
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -40,7 +45,7 @@ CREATE TABLE epochs (
     steps INTEGER NOT NULL,
     seconds REAL NOT NULL,
     diverged INTEGER NOT NULL,
-    state TEXT NOT NULL,  -- sha256 of model, optimizer and generators after the epoch
+    state TEXT NOT NULL,  -- sha256 of model, optimizer and generators after it; '' where a later one came along
     PRIMARY KEY (run, number)
 );
 CREATE TABLE measurements (
@@ -60,15 +65,20 @@ CREATE TABLE measurements (
 class Store:
     """The runs of one output folder; one process at a time holds it, and a kill lets go of it.
 
+    Args:
+        out: the folder.
+        every: seconds after which a run's state is due to be recorded.
+
     Raises:
         InputError: a folder that cannot be written, a file that is no store or a newer one, a store in use.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, every: float = EVERY) -> None:
         self._path = out / "runs.sqlite"
         self._states = out / "states"
         self._db = connect(self._path, _SCHEMA, VERSION, "a store of runs")
         self._disk = Disk(self._db)
+        self._every, self._recorded = every, monotonic()
         try:
             with one_line(self._path):
                 self._sweep()
@@ -91,20 +101,30 @@ class Store:
         """Every run, in the order in which they began."""
         return self._select("ORDER BY rowid")
 
+    def due(self) -> bool:
+        """Whether enough time has gone by since something was recorded, or the store was opened."""
+        return monotonic() - self._recorded >= self._every
+
     def record(
-        self, settings: Settings, parameters: int, epoch: Epoch, state: dict[str, torch.Tensor]
+        self,
+        settings: Settings,
+        parameters: int,
+        epochs: Sequence[Epoch],
+        state: dict[str, torch.Tensor],
     ) -> None:
-        """Record an epoch. The state is kept for the next one; after the last, its digest alone remains."""
+        """Record epochs that follow each other. The state after the last is kept; of an ended run, its digest alone."""
         data = safetensors.torch.save(state)
-        ends = epoch.diverged or epoch.number == settings.epochs
+        first, last = epochs[0], epochs[-1]
+        ends = last.diverged or last.number == settings.epochs
         with one_line(self._path.parent):
             due = self._disk.due()
             if not ends:
                 self._states.mkdir(exist_ok=True)
-                _write_whole(self._state_path(settings.key, epoch.number), data, wait=due)
+                _write_whole(self._state_path(settings.key, last.number), data, wait=due)
             with self._db:
-                self._insert(settings, parameters, epoch, hashlib.sha256(data).hexdigest())
-            self._state_path(settings.key, epoch.number - 1).unlink(missing_ok=True)
+                self._insert(settings, parameters, epochs, hashlib.sha256(data).hexdigest())
+            self._state_path(settings.key, first.number - 1).unlink(missing_ok=True)
+        self._recorded = monotonic()
 
     def state(self, settings: Settings) -> dict[str, torch.Tensor] | None:
         """The state that an unfinished run continues from, or None where it begins.
@@ -137,16 +157,23 @@ class Store:
     def _state_path(self, key: str, epoch: int) -> Path:
         return self._states / f"{key}-{epoch}.safetensors"
 
-    def _insert(self, settings: Settings, parameters: int, epoch: Epoch, state: str) -> None:
+    def _insert(self, settings: Settings, parameters: int, epochs: Sequence[Epoch], state: str) -> None:
         key, text = settings.key, json.dumps(vars(settings))
         self._db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", [key, text, parameters])
-        self._db.execute(
+        self._db.executemany(
             "INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?)",
-            [key, epoch.number, epoch.steps, epoch.seconds, epoch.diverged, state],
+            [
+                (key, e.number, e.steps, e.seconds, e.diverged, state if e is epochs[-1] else "")
+                for e in epochs
+            ],
         )
         self._db.executemany(
             "INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(key, epoch.number, *dataclasses.astuple(measured)) for measured in epoch.measurements],
+            [
+                (key, epoch.number, *dataclasses.astuple(measured))
+                for epoch in epochs
+                for measured in epoch.measurements
+            ],
         )
 
     def _select(self, where: str, *values: str) -> list[Run]:

@@ -35,9 +35,9 @@ def train(
 ) -> Run:
     """Train the run that the settings describe, or what the store lacks of it, and return it.
 
-    The store gets every epoch as it ends, and then `on_epoch`. The seed decides the initial weights, the
-    order of the data and dropout; the norm does not, so runs of one seed are pairs. A loss that is not
-    finite ends the run as diverged.
+    `on_epoch` gets every epoch as it ends; the store gets those of a second together. The seed decides the
+    initial weights, the order of the data and dropout; the norm does not, so runs of one seed are pairs. A
+    loss that is not finite ends the run as diverged.
 
     In a crew every process calls it; the first one alone has a store, and calls `on_epoch`.
 
@@ -57,14 +57,19 @@ def train(
         epochs = done.epochs if done else ()
         if state is not None:
             session.load(state, steps=sum(epoch.steps for epoch in epochs))
+        waiting: list[Epoch] = []
         for number in range(len(epochs) + 1, settings.epochs + 1):
             epoch = session.epoch(number)
-            state = session.state()
-            if store is not None:
-                store.record(settings, session.parameters, epoch, state)
-                if on_epoch is not None:
-                    on_epoch(settings, epoch)
-            if epoch.diverged:
+            waiting.append(epoch)
+            ends = epoch.diverged or number == settings.epochs
+            if crew.told(ends or (store is not None and store.due())):
+                state = session.state()
+                if store is not None:
+                    store.record(settings, session.parameters, waiting, state)
+                waiting = []
+            if store is not None and on_epoch is not None:
+                on_epoch(settings, epoch)
+            if ends:
                 break
     run = crew.told(store.run(settings) if store else None)
     assert run is not None
