@@ -70,6 +70,12 @@ NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, in
             }
         }
         if (i == n) continue;
+        // The lines of the rest too: one that is left out is waited for.
+        constexpr int64_t ahead = (writes ? 1024 : kAhead) / int64_t(sizeof(*pass.x));
+        if constexpr (writes)
+            pass.out().prefetch(at + i + ahead), pass.out().prefetch(at + n - 1 + ahead);
+        else
+            pass.prefetch(at + i + ahead), pass.prefetch(at + n - 1 + ahead);
         if constexpr (writes) {
             if (n >= L && !pass.streamed()) {  // whole vectors again: stores of some lanes are slow
                 const int64_t last = at + n - L;
