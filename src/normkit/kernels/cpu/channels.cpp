@@ -128,7 +128,9 @@ class Channels {
         const int64_t block = summed && written ? fits : std::max(fits, ceil_div(C, 2 * threads_));
         const int64_t width = fits > 0 ? ceil_div(block, unit) * unit : 0;
         if (width > 0) {
-            parallel(ceil_div(C, width), threads_, Order::forward, [&](int64_t block) {
+            // Outputs alone begin with the end, which whoever came before, sums of ours above all, has left in the cache.
+            const Order order = summed ? Order::forward : Order::backward;
+            parallel(ceil_div(C, width), threads_, order, [&](int64_t block) {
                 const int64_t c0 = block * width, c1 = std::min(C, c0 + width);
                 prepare(c0, c1);
                 const auto sum = [&] {
