@@ -109,7 +109,7 @@ def total(group: Group, layer: Layer, number: int | Tensor, device: torch.device
 def summed(group: Group, layer: Layer, gradient: Tensor) -> Tensor:
     """The sum of a gradient (C) over all processes of a group of several, in a backward pass of theirs."""
     wide = gradient if gradient.device.type == "mps" else gradient.double()
-    return line_of(_members(group)).sum(Call("backward", layer, len(wide)), wide)
+    return line_of(_members(group)).sum(Call("backward", layer, len(wide)), wide).clone()
 
 
 def evaluates(group: Group, layer: Layer) -> None:

@@ -60,6 +60,7 @@ class Line:
         self._room = 0  # numbers that the next message holds beyond its head
         self._needed: dict[Call | None, int] = {}  # by the exchange after each one
         self._last: Call | None = None
+        self._letters: dict[Any, _Letter] = {}  # by length, device and dtype: they are written anew
         self._used: list[int] = []  # the layers that took part, in the order in which they were made
         self._places: dict[int, tuple[int, int]] = {}
         self._evaluated, self._looked = -1, 0.0
@@ -69,38 +70,37 @@ class Line:
     ) -> tuple[list[list[float]], Tensor]:
         """A few numbers, and data, of all processes in the order of their ranks.
 
-        Data as rows, which are as long as the longest of them: the others end in zeros.
+        Data as rows, which are as long as the longest of them: the others end in zeros. They are good until the
+        next exchange.
         """
         before = self._last
         text, need = self._enter(call, data)
         while True:
             head = (*_words(text), self._following(call), float(need), *numbers)
-            message = self._message(head, data)
-            received = message.new_empty(self.size * len(message))
-            self._wait(text, call, dist.all_gather_single, received, message)
-            rows = received.view(self.size, -1)
-            heads: list[list[float]] = _numbers(rows)[:, : len(head)].tolist()
+            letter = self._letter(head, data)
+            self._wait(text, call, dist.all_gather_single, letter.received, letter.sent)
+            heads: list[list[float]] = letter.rows_read[:, : len(head)].tolist()
             agreed = all(tuple(other[:3]) == head[:3] for other in heads)
             foreseen = all(other[3] == head[3] for other in heads)
             longest = int(max(other[4] for other in heads)) if agreed else need
             self._needed[before] = max(longest, self._needed[before])
             if self._settle(text, longest, agreed=agreed, following=head[3] if foreseen else 0):
-                return [other[5:] for other in heads], rows[:, len(head) : len(head) + longest]
+                return [other[5:] for other in heads], letter.rows[:, len(head) : len(head) + longest]
 
     def sum(self, call: Call, data: Tensor) -> Tensor:
-        """The sum of the data of all processes."""
+        """The sum of the data of all processes, good until the next exchange."""
         text, need = self._enter(call, data)
         while True:
             # Numbers are equal where their sum and that of their squares are those of equal numbers.
             own = (*_words(text), self._following(call))
             head = (*own, *(number * number for number in own))
-            message = self._message(head, data)
-            self._wait(text, call, dist.all_reduce, message)
-            sums: list[float] = _numbers(message)[: len(head)].tolist()
+            letter = self._letter(head, data)
+            self._wait(text, call, dist.all_reduce, letter.sent)
+            sums: list[float] = letter.written[: len(head)].tolist()
             equal = [total == self.size * number for number, total in zip(head, sums, strict=True)]
             agreed, foreseen = all(equal[:3] + equal[4:7]), equal[3] and equal[7]
             if self._settle(text, need, agreed=agreed, following=own[3] if foreseen else 0):
-                return message[len(head) : len(head) + need]
+                return letter.sent[len(head) : len(head) + need]
 
     def evaluates(self, layer: Layer) -> None:
         """Leave a note, once after each exchange, and now and then look whether others have given up."""
@@ -116,7 +116,7 @@ class Line:
 
     def _enter(self, call: Call, data: Tensor) -> tuple[str, int]:
         """Come to an exchange: what this process is doing, and how much data it brings."""
-        need = len(data)
+        need = data.numel()
         self._needed[self._last] = max(need, self._needed.get(self._last, 0))
         self._last = call
         return self._describe(call), need
@@ -125,14 +125,22 @@ class Line:
         """The room that the exchange after this one needed the last time."""
         return float(min(self._needed.get(call, 0), _WORD - 1))
 
-    def _message(self, head: tuple[float, ...], data: Tensor) -> Tensor:
+    def _letter(self, head: tuple[float, ...], data: Tensor) -> _Letter:
         """The head, and as much as was agreed on: the data and zeros, or zeros alone where there is no room."""
-        message = data.new_zeros(len(head) + self._room)
-        numbers = _numbers(message)
-        numbers[: len(head)] = data.new_tensor(head) if numbers is message else head
-        if self._room >= len(data):
-            numbers[len(head) : len(head) + len(data)] = _numbers(data)
-        return message
+        length, begin, need = len(head) + self._room, len(head), data.numel()
+        letter = self._letters.get(like := (length, data.device, data.dtype))
+        if letter is None:
+            letter = _Letter(self.size, length, data)
+            if letter.received.numel() <= _KEPT:
+                self._letters[like] = letter
+        numbers = letter.written
+        numbers[:begin] = data.new_tensor(head) if numbers is letter.sent else head
+        end = begin + need if self._room >= need else begin
+        if end > begin:
+            numbers[begin:end] = _numbers(data).reshape(-1)
+        if end < length:
+            numbers[end:] = 0
+        return letter
 
     def _settle(self, text: str, need: int, *, agreed: bool, following: float) -> bool:
         """Go on to the next exchange, and say whether the data went through in this one."""
@@ -205,7 +213,18 @@ class Line:
         return f"{_of(self._rank)} of {self._name} {text}"
 
 
+class _Letter:
+    """What is sent and, in a gathering, received, of one length; each as it is read and written with least behind it."""
+
+    def __init__(self, size: int, length: int, like: Tensor) -> None:
+        self.sent = like.new_empty(length)
+        self.received = like.new_empty(size * length)
+        self.rows = self.received.view(size, length)
+        self.written, self.rows_read = _numbers(self.sent), _numbers(self.rows)
+
+
 _REMEDY = "every process must run the same synchronized layers in the same order and mode"
+_KEPT = 2**17  # numbers that are received in a letter that is kept
 _WORD = 2**20  # squares of words, summed over 8192 processes, are exact in float64
 _lines: weakref.WeakKeyDictionary[dist.ProcessGroup, Line] = weakref.WeakKeyDictionary()
 

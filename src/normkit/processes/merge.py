@@ -46,13 +46,13 @@ class Share:
     def moments(self, stats: Tensor, count: int | Tensor, *, gradients: bool) -> Tensor:
         """The same for one who differentiates by himself, with `gradients`, where there are any: rows (3, C)."""
         call = self._call("forward", stats.shape[1], gradients)
-        self.stats, totals = _merged(self._line, call, stats[:2].flatten(), self._sizes(count))
+        self.stats, totals = _merged(self._line, call, stats[:2], self._sizes(count))
         self._settle(totals)
         return self.stats
 
     def gradients(self, own: Tensor) -> Tensor:
         """Backward, the gradients of the merged mean and variance (2, C), from what this process's values add."""
-        return self._line.sum(self._call("backward", own.shape[1], True), own.flatten()).view_as(own)
+        return self._line.sum(self._call("backward", own.shape[1], True), own).view_as(own)
 
     def _call(self, which: Pass, channels: int, gradients: bool) -> Call:
         return Call(which, self._layer, channels, gradients)
@@ -103,7 +103,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, line: Line, call: Call) -> tuple[Tensor, ...]:
         ctx.line, ctx.call = line, call
-        return line.sum(call, torch.cat((a, b))).chunk(2)
+        return line.sum(call, torch.cat((a, b))).clone().chunk(2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

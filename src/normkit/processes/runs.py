@@ -21,5 +21,5 @@ def gather_runs(
     channels = mean.shape[1]
     own = torch.cat((counts.to(mean.dtype)[:, None], mean.detach(), var.detach()), 1)
     _, rows = line.gather(Call("forward", layer, channels), (), own.flatten())
-    count, mean, var = rows.reshape(-1, 1 + 2 * channels).split([1, channels, channels], 1)
+    count, mean, var = rows.clone().view(-1, 1 + 2 * channels).split([1, channels, channels], 1)
     return mean, var, count.flatten().to(torch.int64)

@@ -373,7 +373,7 @@ def merged_moments(counts: list[float], rows: Tensor) -> Tensor:
 def statistic_gradients(sums: Tensor, var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """The gradients (2, C) of mean and variance, from sums (2, C) of dz and of dz xhat."""
     gradients = torch.empty_like(sums)
-    wide = None if weight is None else weight.double()
+    wide = weight if weight is None or weight.dtype is torch.float32 else weight.double()
     _native.statistic_gradients(sums, var, wide, eps, gradients)
     return gradients
 

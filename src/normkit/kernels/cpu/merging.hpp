@@ -35,8 +35,8 @@ inline void merge_moments(const std::vector<double>& counts, int64_t C, const do
 }
 
 // From sums (2, C) of dz and of dz xhat to the gradients (2, C) of mean and variance; weight may be null.
-inline void statistic_gradients(int64_t C, const double* sums, const double* var, const double* weight, double eps,
-                                double* gradients) {
+template <class W>
+void statistic_gradients(int64_t C, const double* sums, const double* var, const W* weight, double eps, double* gradients) {
     for (int64_t c = 0; c < C; ++c) {
         const double deviation = std::sqrt(var[c] + eps), scale = (weight ? weight[c] : 1) / deviation;
         gradients[c] = -scale * sums[c], gradients[C + c] = -scale * sums[C + c] / (2 * deviation);

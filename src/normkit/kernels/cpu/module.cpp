@@ -284,8 +284,10 @@ void merged_moments(const std::vector<double>& counts, Tensor rows, Tensor stats
 }
 
 void statistic_gradients_of(Tensor sums, Tensor var, Maybe weight, double eps, Tensor gradients) {
-    statistic_gradients(var.numel(), sums.data<double>(), var.data<double>(), data<double>(weight), eps,
-                        gradients.data<double>());
+    const auto from = [&](const auto* of_channels) {
+        statistic_gradients(var.numel(), sums.data<double>(), var.data<double>(), of_channels, eps, gradients.data<double>());
+    };
+    weight && weight->dtype() == DType::f32 ? from(data<float>(weight)) : from(data<double>(weight));
 }
 
 void slopes_of(Tensor gradients, Tensor var, double eps, double count, Tensor to) {
