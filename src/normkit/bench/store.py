@@ -1,4 +1,4 @@
-"""What store and progress cost: short runs of a comparison and short trials of a study, beside the same without them.
+"""What store and progress cost: short runs of a comparison and the quick run of a study, beside the same without them.
 
 Both take turns within one process. The shorter the epochs and the trials, the more of them they take, so these are the
 shortest that the lab has: a small network on `digits`, and trials of some ten milliseconds. `run` measures,
@@ -31,7 +31,7 @@ from normkit.lab.sweep.trials import Trials
 from normkit.lab.train import ALONE, Session, conditions
 
 GRID = Grid(norms=("none", "batch"), seeds=1)
-STUDY, TRIALS = "parameter-scale", 24
+STUDY = "parameter-scale"
 BOUND = 1.03
 
 # Opens a bar, which is moved by what is done of all, and what is under way.
@@ -59,15 +59,15 @@ class Keeping:
         return [b / a for a, b in zip(self.bare_processor, self.kept_processor, strict=True)]
 
 
-def run(folder: Path, bar: Bar, rounds: int = 11, grid: Grid = GRID, trials: int = TRIALS) -> list[Keeping]:
-    """Measure runs of a grid and the first trials of a study.
+def run(folder: Path, bar: Bar, rounds: int = 11, grid: Grid = GRID, trials: int | None = None) -> list[Keeping]:
+    """Measure runs of a grid and the trials of a study.
 
     Args:
         folder: for the stores; what it costs to wait for the disk depends on where it is.
         bar: opens a bar.
         rounds: turns of each.
         grid: the runs.
-        trials: how many of them.
+        trials: how many of them; None: all of the quick run.
 
     Raises:
         InputError: fewer than 2 rounds.
@@ -139,7 +139,7 @@ def _here(tasks: Iterable[Task]) -> Generator[Outcome]:
     yield from map(measure, tasks)
 
 
-def _first(trials: int) -> sweep.Plan:
+def _first(trials: int | None) -> sweep.Plan:
     plan = sweep.plan([find(STUDY)], "quick")
     return replace(plan, tasks=tuple((study, tasks[:trials]) for study, tasks in plan.tasks))
 
