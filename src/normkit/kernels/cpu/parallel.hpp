@@ -7,6 +7,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstdint>
 
 #if defined(NORMKIT_STD_THREADS)
@@ -58,5 +60,29 @@ void parallel(int64_t tasks, int threads, Order order, const Body& body) {
     share(omp_get_thread_num(), omp_get_num_threads());
 #endif
 }
+
+// Sums of the results of tasks, as a tree that the number of tasks alone decides. Each task says when its own is ready;
+// who comes second to a node adds its right half to its left one, which is mostly his own work of just before. In the
+// end the sum is where the result of task 0 was.
+class SumTree {
+   public:
+    static constexpr int64_t kMost = 64;  // tasks
+    explicit SumTree(int64_t tasks) : tasks_(tasks) {}
+
+    template <class Add>  // add(left, right)
+    void ready(int64_t task, const Add& add) {
+        for (int64_t step = 1; step < tasks_; step *= 2) {
+            const int64_t left = task / (2 * step) * (2 * step), right = left + step;
+            task = left;
+            if (right >= tasks_) continue;
+            if (!one_is_ready_[right].exchange(true, std::memory_order_acq_rel)) return;
+            add(left, right);
+        }
+    }
+
+   private:
+    const int64_t tasks_;
+    std::array<std::atomic<bool>, kMost> one_is_ready_{};  // by the right half
+};
 
 }  // namespace normkit::NORMKIT_ISA

@@ -3,9 +3,9 @@
 //
 // Rows are taken in tiles, which stay in the cache. Forward, the rows of a tile are summed, their coefficients are
 // made, and they are written. Backward likewise; dx is written column by column over a few rows at a time, which
-// gives those rows' shares of dweight and dbias. The shares are added up in f64 for each chunk of tiles, and the
-// chunks in their order. Where rows are few and long, the threads share each row instead: the same pieces, the
-// same order, the same result.
+// gives those rows' shares of dweight and dbias. The shares are added up in f64 for each chunk of tiles, and those of the
+// chunks as a tree. Where rows are few and long, the threads share each row instead: the same pieces, the same tree,
+// the same result.
 
 #include "dispatch.hpp"
 #include "family.hpp"
@@ -70,8 +70,8 @@ class Rows {
 
     void backward() const {
         const bool streamed = streams(call_.dx);
-        const int64_t fewest = 4 * kTile, most = 64, elements = 1 << 22;  // rows per chunk, chunks, sums in memory
-        const int64_t few = std::clamp<int64_t>(elements / M_, 1, most);
+        const int64_t fewest = 4 * kTile, elements = 1 << 22;  // rows per chunk, sums in memory
+        const int64_t few = std::clamp<int64_t>(elements / M_, 1, SumTree::kMost);
         const int64_t chunk_rows = ceil_div(std::max(fewest, ceil_div(R_, few)), kTile) * kTile;
         const int64_t chunks = ceil_div(R_, chunk_rows);
         const Scratch memory(2 * chunks * M_ * int64_t(sizeof(double)));
@@ -87,16 +87,26 @@ class Rows {
                 write(pass, streamed, prepared(r, n), r, n, j0, j1);
             }
         };
+        const auto add_chunk = [&](SumTree& tree, int64_t chunk, int64_t j0, int64_t j1) {
+            tree.ready(chunk, [&](int64_t left, int64_t right) {
+                if (call_.dweight.data) add(partial + 2 * left * M_, partial + 2 * right * M_, j0, j1);
+                if (call_.dbias.data) add(partial + (2 * left + 1) * M_, partial + (2 * right + 1) * M_, j0, j1);
+            });
+        };
         if (shared_) {
             const Scratch all(R_ * int64_t(sizeof(Row) + sizeof(RowTotals)));
             Row* rows = all.as<Row>();
             prepare(0, R_, rows, reinterpret_cast<RowTotals*>(rows + R_));
             parallel(pieces_, threads_, Order::backward, [&](int64_t piece) {
-                for (int64_t chunk = 0; chunk < chunks; ++chunk)
-                    write_chunk(chunk, piece * kPiece, std::min(M_, (piece + 1) * kPiece),
-                                [&](int64_t r, int64_t) { return rows + r; });
+                const int64_t j0 = piece * kPiece, j1 = std::min(M_, (piece + 1) * kPiece);
+                SumTree tree(chunks);
+                for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+                    write_chunk(chunk, j0, j1, [&](int64_t r, int64_t) { return rows + r; });
+                    add_chunk(tree, chunk, j0, j1);
+                }
             });
         } else {
+            SumTree tree(chunks);
             parallel(chunks, threads_, Order::forward, [&](int64_t chunk) {
                 Row rows[kTile];
                 RowTotals totals[kTile];
@@ -104,9 +114,11 @@ class Rows {
                     prepare(r, n, rows, totals);
                     return rows;
                 });
+                add_chunk(tree, chunk, 0, M_);
             });
         }
-        if (call_.dweight.data || call_.dbias.data) add_chunks(partial, chunks);
+        assign(call_.dweight, partial);
+        assign(call_.dbias, partial + M_);
     }
 
    private:
@@ -280,24 +292,15 @@ class Rows {
         }
     }
 
-    // The shares of all chunks, in their order.
-    void add_chunks(const double* partial, int64_t chunks) const {
-        const int64_t block = 64 * L;
-        parallel(ceil_div(M_, block), threads_for(chunks * M_), Order::forward, [&](int64_t task) {
-            const int64_t last = std::min(M_, (task + 1) * block);
-            add_columns(call_.dweight, partial, chunks, task * block, last);
-            add_columns(call_.dbias, partial + M_, chunks, task * block, last);
-        });
+    static void add(double* to, const double* from, int64_t j0, int64_t j1) {
+        for (int64_t j = j0; j < j1; ++j) to[j] += from[j];
     }
-    void add_columns(const Parameter& to, const double* partial, int64_t chunks, int64_t j0, int64_t j1) const {
+    void assign(const Parameter& to, const double* sums) const {
         if (!to.data) return;
         with_dtype(to.dtype, [&](auto of) {
-            for (int64_t j = j0; j < j1; j += L) {
-                const First lanes{int(std::min<int64_t>(L, j1 - j))};
-                D sum = load<D>(partial + j, lanes);
-                for (int64_t chunk = 1; chunk < chunks; ++chunk)
-                    sum = sum + load<D>(partial + 2 * chunk * M_ + j, lanes);
-                store(static_cast<decltype(of)*>(to.data) + j, sum, lanes);
+            for (int64_t j = 0; j < M_; j += L) {
+                const First lanes{int(std::min<int64_t>(L, M_ - j))};
+                store(static_cast<decltype(of)*>(to.data) + j, load<D>(sums + j, lanes), lanes);
             }
         });
     }
