@@ -126,8 +126,8 @@ void write_rows(const Pass pass, const Row* row, int64_t r, int64_t M, int64_t j
     int64_t j = j0;
     for (; rows == 1 && j + 2 * L <= j1; j += 2 * L) {
         typename Pass::template Column<A, All> first(pass, j, All{}), second(pass, j + L, All{});
-        pass.prefetch(at + j);
-        if (sizeof(T) > 2) pass.prefetch(at + j + L);
+        pass.template prefetch<streamed>(at + j);
+        if (sizeof(T) > 2) pass.template prefetch<streamed>(at + j + L);
         const A v = first.value(by[0], at + j), w = second.value(by[0], at + j + L);
         out.put(at + j, v, at + j + L, w);
         first.end();
@@ -138,8 +138,8 @@ void write_rows(const Pass pass, const Row* row, int64_t r, int64_t M, int64_t j
 #pragma GCC unroll 4
         for (int i = 0; i + 1 < rows; i += 2) {
             const int64_t here = at + i * M + j, below = here + M;
-            pass.prefetch(here);
-            pass.prefetch(below);
+            pass.template prefetch<streamed>(here);
+            pass.template prefetch<streamed>(below);
             const A v = column.value(by[i], here), w = column.value(by[i + 1], below);
             out.put(here, v, below, w);
         }
@@ -162,10 +162,11 @@ struct RowOutputPass {
     int64_t ahead;  // where to the cache is told to look, in elements from here; 0: nowhere
     static constexpr int block = 1;  // rows that are written together: in the order of memory, which is faster
 
+    template <bool streamed>
     NORMKIT_INLINE void prefetch(int64_t at) const {
         if (!ahead) return;
         fetch(x + at + ahead);
-        __builtin_prefetch(to + at + ahead, 1);
+        if (!streamed) __builtin_prefetch(to + at + ahead, 1);
     }
     template <class A>
     using Coefficient = Standardize<A>;
@@ -195,11 +196,12 @@ struct RowGradientPass {
     double *dweight, *dbias;
     static constexpr int block = 4;  // fewer additions to dweight and dbias
 
+    template <bool streamed>
     NORMKIT_INLINE void prefetch(int64_t at) const {
         if (!ahead) return;
         fetch(x + at + ahead);
         fetch(dy + at + ahead);
-        __builtin_prefetch(to + at + ahead, 1);
+        if (!streamed) __builtin_prefetch(to + at + ahead, 1);
     }
     template <class A>
     struct Coefficient {
