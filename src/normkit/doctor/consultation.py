@@ -25,6 +25,7 @@ from normkit.doctor.checkpoint import (
 from normkit.doctor.checks import chosen
 from normkit.doctor.diagnose import Options, diagnose
 from normkit.doctor.diagnosis import Diagnosis
+from normkit.doctor.graph import first_tensor
 from normkit.doctor.repair import Treatment, fix
 from normkit.doctor.skeleton import skeleton
 from normkit.doctor.target import blaming, load_batches, load_function, load_model
@@ -149,7 +150,7 @@ def _loss(request: Request) -> Loss | None:
             raise InputError(
                 f"--loss must be a function of torch.nn.functional or FILE.py:NAME, got {request.loss!r}"
             )
-        return known
+        return lambda output, target: known(first_tensor(output), target)
     return load_function(request.loss)
 
 
