@@ -61,7 +61,7 @@ output and the target. Without it the loss is the model's own where its output h
 models have when they are given labels; else cross entropy for classes or the mean squared error for values of the
 output's shape. Where none fits, gradients are not looked at, which is said at the end.
 
-In Python:
+## In Python
 
 ```python
 import torch, normkit as nk
