@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,14 +59,35 @@ def read(batches: Iterable[object]) -> Iterator[Batch]:
     Raises:
         InputError: nothing that batches come out of; no batch; a batch without samples.
     """
-    number = 0
-    for number, given in enumerate(each(batches), 1):
+    position = -1
+    for position, given in enumerate(each(batches)):
         batch = Batch(given)
         if batch.inputs and not batch.samples:
-            raise InputError(f"a batch must have a sample or more, and batch {number} has none")
+            raise InputError(f"a batch must have a sample or more, and batch {position} has none")
         yield batch
-    if not number:
+    if position < 0:
         raise InputError("batches must hold one batch or more, got none")
+
+
+def usual_loss(output: Any, target: Any) -> Tensor | None:
+    """The model's own, where it gives one as `loss`; cross entropy for classes, mean squared error for values of the
+    output's shape; None where none of these fits.
+    """
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.is_floating_point() and not own.dim():
+        return own
+    scores = first_tensor(output)
+    if not isinstance(target, Tensor):
+        return None
+    if (
+        target.dtype == torch.int64
+        and scores.dim() > 1
+        and target.shape == (*scores.shape[:1], *scores.shape[2:])
+    ):
+        return F.cross_entropy(scores, target)
+    if target.is_floating_point() and target.shape == scores.shape:
+        return F.mse_loss(scores, target)
+    return None
 
 
 def paired(model: nn.Module, batches: Iterable[object]) -> Iterator[object]:
@@ -78,12 +99,12 @@ def paired(model: nn.Module, batches: Iterable[object]) -> Iterator[object]:
     for batch in each(batches):
         if isinstance(batch, Mapping):
             inputs = named(model, batch)
-            yield inputs, _target(batch, inputs)
+            yield inputs, _target(batch, tuple(inputs))
         else:
             yield batch
 
 
-def _target(batch: Mapping[str, Any], inputs: Collection[str] = ()) -> Any:
+def _target(batch: Mapping[str, Any], inputs: tuple[str, ...] = ()) -> Any:
     """What stands under the name of a target: rather where the model does not take it, and under `y` only there."""
     names = [name for name in (*_TARGETS, *_RARER) if name in batch and name not in inputs]
     names += [name for name in _TARGETS if name in batch and name in inputs]
@@ -108,24 +129,3 @@ def telling(loss: Loss) -> Loss:
             ) from error
 
     return told
-
-
-def usual_loss(output: Any, target: Any) -> Tensor | None:
-    """The model's own, where it gives one as `loss`; cross entropy for classes, mean squared error for values of the
-    output's shape; None where none of these fits.
-    """
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(own, Tensor) and own.is_floating_point() and not own.dim():
-        return own
-    scores = first_tensor(output)
-    if not isinstance(target, Tensor):
-        return None
-    if (
-        target.dtype == torch.int64
-        and scores.dim() > 1
-        and target.shape == (*scores.shape[:1], *scores.shape[2:])
-    ):
-        return F.cross_entropy(scores, target)
-    if target.is_floating_point() and target.shape == scores.shape:
-        return F.mse_loss(scores, target)
-    return None
