@@ -33,16 +33,35 @@ normkit doctor last.pt                                         # a checkpoint al
 normkit doctor --explain NK202
 ```
 
-`net.py:build` is a module or a function without arguments that returns one, `net.py:loader` batches or a function that
-returns them: tensors, tuples (input, target) or dicts. `--loss`, `--optimizer` and `--forward`, for batches that go
-into the model in another way, name functions likewise; that of `--forward` is of model and batch, where `forward=` in
-Python is of the batch alone. `--reference` names the model that this one is a copy of, or its checkpoint. The exit
-code is 0 where nothing was found, 1 with findings, 2 where it could not run. `--report FILE` writes the diagnosis as
-`.html`, `.json` ([schema](diagnosis.schema.json)), `.sarif` or `.txt`, and `--format` says what the standard output
-gets; `-o FILE` is for the weights that `--fix` repaired. What else a checkpoint holds, epoch or optimizer, stays in
-it. `--select NK2` and `--ignore NK101` choose by the beginning of a code.
+`net.py:build` is a module or a function without arguments that returns one, `net.py:loader` batches or a function
+that returns them; `--weights` are loaded into the model, and without them a model that loads none itself is looked at
+as it is initialized. `--optimizer` names a function of the model, `--reference` the model that this one is a copy of,
+or its checkpoint. `--report FILE` writes the diagnosis as `.html`, `.json` ([schema](diagnosis.schema.json)),
+`.sarif` or `.txt`, and `--format` says what the standard output gets; `-o FILE` is for the weights that `--fix`
+repaired. What else a checkpoint holds, epoch or optimizer, stays in it. `--select NK2` and `--ignore NK101` choose by
+the beginning of a code.
 
-In Python:
+The exit code is 0 where nothing was found, 1 with findings of any severity (after `--fix`, with those that are left),
+and 2 where it could not run. In CI, `--fail-on warning` or `--fail-on error` lets findings below that pass; they are
+shown all the same. 0 says that nothing was found in what was looked at: of a checkpoint alone that is no more than
+its running statistics, and the last line says so.
+
+## Batches, and what the loss compares
+| a batch is | the model gets | the target is |
+|---|---|---|
+| a tensor | it | none |
+| `(input, target)` | the input, or the tensors of a tuple of them | what comes behind it |
+| a dict | the entries that its forward has names for | the entry `labels`, `label`, `targets`, `target` or `y` |
+| `(dict, target)` | likewise | the second |
+
+Of several such entries the target is one that forward does not take, the first in this order; `y` is only ever that.
+For batches of another kind `--forward` names a function of model and batch; in Python `forward=` is of the batch
+alone. `--loss` names a function of `torch.nn.functional`, which gets the scores, or one of yours, of the model's
+output and the target. Without it the loss is the model's own where its output has one as `loss`, as Hugging Face's
+models have when they are given labels; else cross entropy for classes or the mean squared error for values of the
+output's shape. Where none fits, gradients are not looked at, which is said at the end.
+
+## In Python
 
 ```python
 import torch, normkit as nk

@@ -1,9 +1,13 @@
-"""What entropy minimization forgets is noticed, on four networks and twelve shifts; what it gains is not taken back."""
+"""What entropy minimization forgets is noticed, as far as predictions show it; what it gains is not taken back.
+
+Predictions without labels show a fall to few classes, and sure ones that change. They do not show a slow loss among
+those that were never sure: on the table below, 289 rows of two classes in noise, one run lost 6.6 points (LOG.md).
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.errors import InputError
+from normkit.surgery import entropy
 
 Task = tuple[nn.Module, dict[str, Tensor], Tensor]  # a trained network, inputs by their shift, labels
 
@@ -105,16 +110,7 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "make",
-    [
-        perceptron,
-        convolutions,
-        gratings,
-        # 289 rows of two classes in noise, batches of 20: from 79.9% to 73.4%, LOG.md.
-        pytest.param(table, marks=pytest.mark.xfail(reason="one run loses 6.6 points unnoticed")),
-    ],
-)
+@pytest.mark.parametrize("make", [perceptron, convolutions, gratings])
 def test_forgetting_is_noticed(make: Callable[[], Task]) -> None:
     """Accuracy beside that of adapted statistics alone; on 289 to 600 samples it is known to 2 points or so."""
     torch.manual_seed(0)
@@ -134,3 +130,64 @@ def test_forgetting_is_noticed(make: Callable[[], Task]) -> None:
                 assert accuracy(one, x, y) > accuracy(alone, x, y) - 0.05
     assert 0 < len(stopped) < 7  # of the nine runs
     assert 0.01 not in stopped
+
+
+def diversity(p: Tensor) -> float:
+    """Entropy of the mean prediction."""
+    return torch.special.entr(p.mean(0)).sum().item()
+
+
+@torch.no_grad()
+def likened(net: nn.Module, alone: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Beside adapted statistics alone: diversity, and the share of the sure predictions whose class is the same."""
+    p, q = (of(x).double().softmax(1) for of in (alone, net))
+    sure = p.max(1).values > entropy.SURE
+    return diversity(q) / diversity(p), (q.argmax(1) == p.argmax(1))[sure].double().mean().item()
+
+
+# The watch is over the last ten batches of 20 or so, this over all samples and the last weights: a share of 0.9 of 200
+# has a deviation of 0.02.
+CLOSE = 3 * 0.02
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """These networks are too small for several, which would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("make", [perceptron, table])
+def test_what_is_promised_holds(make: Callable[[], Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that nobody watches and that fall to few classes are stopped; those that pass keep classes and sure ones."""
+    torch.manual_seed(0)
+    net, shifts, _ = make()
+    fell = passed = 0
+    for x in shifts.values():
+        batches = [*x.split(20)[:-1]] * 3
+        alone = copy.deepcopy(net)
+        nk.adapt(alone, batches)
+        for lr in (0.01, 0.1, 1.0):
+            with monkeypatch.context() as nobody:
+                nobody.setattr(entropy, "LIVELY", 0.0)
+                nobody.setattr(entropy, "FAITHFUL", 0.0)
+                unwatched = copy.deepcopy(net)
+                nk.adapt(unwatched, batches, minimize_entropy=True, lr=lr)
+            falls = likened(unwatched, alone, x)[0] < entropy.LIVELY - CLOSE
+            one = copy.deepcopy(net)
+            try:
+                nk.adapt(one, batches, minimize_entropy=True, lr=lr)
+            except InputError:
+                fell += falls
+                assert all(map(torch.equal, one.state_dict().values(), net.state_dict().values()))
+            else:
+                assert not falls
+                lively, faithful = likened(one, alone, x)
+                assert lively >= entropy.LIVELY - CLOSE
+                assert faithful >= entropy.FAITHFUL - CLOSE
+                passed += 1
+    assert fell  # where it ends at such rates hangs on rounding, but not every run recovers
+    assert passed >= 3  # those of 0.01

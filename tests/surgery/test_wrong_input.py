@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -91,6 +92,26 @@ def test_a_second_time_is_told() -> None:
     model = network()
     nk.accelerate(model)
     assert repr(nk.accelerate(model)) == "accelerate: 0 changed, 0 left: its norms are normkit's already"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda net: nk.adapt(net, [images()], prior="16"), "prior counts samples .*, got '16'"),
+        (
+            lambda net: nk.adapt(net, [images()], minimize_entropy=True, lr="1"),
+            "lr must be positive, got '1'",
+        ),
+        (lambda net: nk.recalibrate(net, [images()], tolerance="1"), "tolerance must be positive.*, got '1'"),
+        (lambda net: nk.param_groups(net, "1e-4"), "weight_decay must be 0 or more and finite, got '1e-4'"),
+    ],
+)
+def test_numbers_in_quotes_are_shown_as_such(call: Callable[[nn.Module], object], told: str) -> None:
+    model = network()
+    before = copy.deepcopy(dict(model.state_dict()))
+    with pytest.raises(InputError, match=f"^{told}$"):
+        call(model)
+    assert_untouched(model, before)
 
 
 class Handwritten(nn.Module):

@@ -64,7 +64,7 @@ def doctor(
         str | None,
         typer.Option(
             help="Of torch.nn.functional, or a function of output and target, named likewise.",
-            show_default="cross_entropy or mse_loss, as far as the target fits",
+            show_default="the output's own loss, cross_entropy or mse_loss, as far as it fits",
         ),
     ] = None,
     optimizer: Annotated[
@@ -102,6 +102,9 @@ def doctor(
             help="Write the diagnosis here too, as .html, .json, .sarif or .txt; may be given again."
         ),
     ] = None,
+    fail_on: Annotated[
+        str, typer.Option(help="The least severity that makes the exit code 1: error, warning or note.")
+    ] = "note",
     explain: Annotated[str | None, typer.Option(help="Tell about a code, and do nothing else.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show where an error comes from.")] = False,
 ) -> None:
@@ -110,7 +113,8 @@ def doctor(
     The model alone shows how norms stand in it and what their statistics
     hold; with --data also whether these fit, and which layer makes evaluation
     differ from training. Exits with 0 where nothing is found, 1 with findings
-    (after --fix: with those that are left), 2 where it could not run.
+    (after --fix: with those that are left; --fail-on says of which severity),
+    2 where it could not run.
 
     [bold]normkit doctor net.py:build --weights last.pt --data net.py:loader[/bold]
 
@@ -126,6 +130,7 @@ def doctor(
         return
     if format not in command.FORMATS:
         raise unknown("format", format, command.FORMATS)
+    command.rank(fail_on)
     for path in report or []:
         command.format_of(path)
     check_writable(*(report or []))
@@ -140,5 +145,5 @@ def doctor(
     command.show(format, result, target, console())
     for path in report or []:
         command.write(path, result, target)
-    if result.diagnosis:
+    if command.fails(result, fail_on):
         raise typer.Exit(1)

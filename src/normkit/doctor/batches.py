@@ -8,13 +8,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from normkit.doctor.graph import first_tensor, tensors_in
-from normkit.errors import InputError
+from normkit.errors import InputError, one_line, printable
+from normkit.surgery.feed import each, named
 
 Loss = Callable[[Any, Any], Tensor | None]
-_TARGETS = ("labels", "label", "target", "targets")
+_TARGETS = ("labels", "label", "targets", "target")
+_RARER = ("y",)  # which models take as an input too
+
+
+@dataclass(frozen=True)
+class Untold:
+    """The target of a mapping that names none: what else it has, beside what goes into the model."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Batch:
     def target(self) -> Any:
         """What comes behind the input, or stands under the name of a target; None."""
         if isinstance(self.given, Mapping):
-            return next((self.given[name] for name in _TARGETS if name in self.given), None)
+            return _target(self.given)
         if not isinstance(self.given, (tuple, list)) or len(self.given) < 2:
             return None
         return self.given[1] if len(self.given) == 2 else tuple(self.given[1:])
@@ -48,14 +57,10 @@ def read(batches: Iterable[object]) -> Iterator[Batch]:
     """The batches, one by one.
 
     Raises:
-        InputError: nothing to iterate over; no batch; a batch without samples.
+        InputError: nothing that batches come out of; no batch; a batch without samples.
     """
-    try:
-        iterator = iter(batches)
-    except TypeError:
-        raise InputError(f"batches must be something to iterate over, got {type(batches).__name__}") from None
     position = -1
-    for position, given in enumerate(iterator):
+    for position, given in enumerate(each(batches)):
         batch = Batch(given)
         if batch.inputs and not batch.samples:
             raise InputError(f"a batch must have a sample or more, and batch {position} has none")
@@ -65,7 +70,12 @@ def read(batches: Iterable[object]) -> Iterator[Batch]:
 
 
 def usual_loss(output: Any, target: Any) -> Tensor | None:
-    """Cross entropy for classes, mean squared error for values of the output's shape; None where neither fits."""
+    """The model's own, where it gives one as `loss`; cross entropy for classes, mean squared error for values of the
+    output's shape; None where none of these fits.
+    """
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.is_floating_point() and not own.dim():
+        return own
     scores = first_tensor(output)
     if not isinstance(target, Tensor):
         return None
@@ -78,3 +88,44 @@ def usual_loss(output: Any, target: Any) -> Tensor | None:
     if target.is_floating_point() and target.shape == scores.shape:
         return F.mse_loss(scores, target)
     return None
+
+
+def paired(model: nn.Module, batches: Iterable[object]) -> Iterator[object]:
+    """The batches, those that are mappings as (what the model's forward takes, target).
+
+    Raises:
+        InputError: nothing that batches come out of; a mapping without what forward needs.
+    """
+    for batch in each(batches):
+        if isinstance(batch, Mapping):
+            inputs = named(model, batch)
+            yield inputs, _target(batch, tuple(inputs))
+        else:
+            yield batch
+
+
+def _target(batch: Mapping[str, Any], inputs: tuple[str, ...] = ()) -> Any:
+    """What stands under the name of a target: rather where the model does not take it, and under `y` only there."""
+    names = [name for name in (*_TARGETS, *_RARER) if name in batch and name not in inputs]
+    names += [name for name in _TARGETS if name in batch and name in inputs]
+    if names:
+        return batch[names[0]]
+    return Untold(tuple(str(name) for name in batch if name not in inputs))
+
+
+def telling(loss: Loss) -> Loss:
+    """The same loss, with a line for where it needs a target, and which this is cannot be told."""
+
+    def told(output: Any, target: Any) -> Tensor | None:
+        if not isinstance(target, Untold):
+            return loss(output, target)
+        try:
+            return loss(output, None)
+        except Exception as error:
+            raise InputError(
+                f"the loss fails without a target ({one_line(error, 120)}), and a batch that is a mapping has it as "
+                f"{', '.join((*_TARGETS, *_RARER))}, got {printable(', '.join(target.names)) or 'nothing'} beside "
+                "what forward takes: rename it, or give batches of (inputs, target)"
+            ) from error
+
+    return told

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from normkit.doctor.checks import by_code
 from normkit.doctor.consultation import Result
-from normkit.doctor.repair import IN_CODE, Treatment
-from normkit.doctor.report import terminal
+from normkit.doctor.diagnosis import SEVERITIES
+from normkit.doctor.repair import Treatment
+from normkit.doctor.report import terminal, words
 from normkit.doctor.report.document import document
 from normkit.doctor.report.sarif import sarif
-from normkit.errors import InputError, optional, printable
+from normkit.errors import InputError, optional, printable, unknown
 
 
 def explanation(code: str) -> str:
@@ -33,6 +34,27 @@ def explanation(code: str) -> str:
 def show(format: str, result: Result, target: str, console: Console) -> None:
     """Write a diagnosis to where the console writes."""
     FORMATS[format](result, target, console)
+
+
+def fails(result: Result, least: str) -> bool:
+    """Whether there is a finding of this severity or a worse one.
+
+    Raises:
+        InputError: there is no such severity.
+    """
+    worst = SEVERITIES[: rank(least) + 1]
+    return any(finding.severity in worst for finding in result.diagnosis.findings)
+
+
+def rank(severity: str) -> int:
+    """0 for the worst.
+
+    Raises:
+        InputError: there is no such severity.
+    """
+    if severity not in SEVERITIES:
+        raise unknown("severity", severity, SEVERITIES)
+    return SEVERITIES.index(severity)
 
 
 def format_of(report: Path) -> str:
@@ -60,13 +82,13 @@ def write(report: Path, result: Result, target: str) -> None:
 
 def _text(result: Result, target: str, console: Console) -> None:
     if result.treatment is not None:
-        console.print(f"before: {terminal.summary(result.treatment.before.findings)}")
+        console.print(f"before: {words.summary(result.treatment.before.findings)}")
         for line in terminal.treatment_lines(result.treatment):
             console.print(line)
         for line in _kept(result, result.treatment):
             console.print(line)
         console.print("after:")
-    for line in terminal.lines(result.diagnosis):
+    for line in terminal.lines(result.diagnosis, result.hints):
         console.print(line)
 
 
@@ -78,9 +100,13 @@ def _kept(result: Result, treatment: Treatment) -> Iterator[str]:
     yield f"weights: {where}"
     if result.dropped:
         yield f"not in it, for it holds tensors alone: {printable(', '.join(result.dropped))}"
-    in_code = sorted({code for repair in treatment.repairs for code in repair.codes} & set(IN_CODE))
+    in_code = [
+        f"{repair.what} ({words.layers(repair.findings)})"
+        for repair in words.repairs(treatment)
+        if repair.in_code
+    ]
     if in_code:
-        yield f"to be set in the code, as weights do not hold it: what fixed {', '.join(in_code)}"
+        yield f"to be set in the code, as weights do not hold it: {printable('; '.join(in_code))}"
 
 
 def _json(result: Result, target: str, console: Console) -> None:
@@ -95,7 +121,9 @@ def _html(result: Result, target: str, console: Console) -> None:
     optional("jinja2", "lab")
     from normkit.doctor.report.page import page
 
-    console.file.write(page(result.diagnosis, target, version("normkit"), result.treatment) + "\n")
+    console.file.write(
+        page(result.diagnosis, target, version("normkit"), result.treatment, result.hints) + "\n"
+    )
 
 
 FORMATS: dict[str, Callable[[Result, str, Console], None]] = {

@@ -25,6 +25,8 @@ from normkit.doctor.checkpoint import (
 from normkit.doctor.checks import chosen
 from normkit.doctor.diagnose import Options, diagnose
 from normkit.doctor.diagnosis import Diagnosis
+from normkit.doctor.graph import first_tensor
+from normkit.doctor.hints import hints
 from normkit.doctor.repair import Treatment, fix
 from normkit.doctor.skeleton import skeleton
 from normkit.doctor.target import blaming, load_batches, load_function, load_model
@@ -52,9 +54,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it; `written` is the file of repaired weights, `dropped` what it lacks of the file before."""
+    """What came of it.
+
+    Attributes:
+        diagnosis: after the treatment, where there was one.
+        hints: what could not be seen, and how it can.
+        written: the file of repaired weights.
+        dropped: what it lacks of the file before.
+    """
 
     diagnosis: Diagnosis
+    hints: tuple[str, ...]
     treatment: Treatment | None = None
     written: Path | None = None
     dropped: tuple[str, ...] = ()
@@ -94,16 +104,23 @@ def consult(request: Request) -> Result:
     )
     if not request.fix:
         some = None if data is None else islice(data, request.batches)
-        return Result(diagnose(model, some, loss, optimizer, **options))
+        diagnosis = diagnose(model, some, loss, optimizer, **options)
+        return Result(diagnosis, _hints(request, diagnosis))
     treatment = fix(model, data, loss, optimizer, probed=request.batches, **options)
+    known = _hints(request, treatment.before)
     if out is None or not treatment.repairs:
-        return Result(treatment.after, treatment)
+        return Result(treatment.after, known, treatment)
     state = model.state_dict()
     if bare and file:
         state = {key: state.get(key, value) for key, value in file.weights.items()}
     write_weights(state, out, file)
     dropped = file.others if file and not keeps_others(out) else []
-    return Result(treatment.after, treatment, out, tuple(dropped))
+    return Result(treatment.after, known, treatment, out, tuple(dropped))
+
+
+def _hints(request: Request, diagnosis: Diagnosis) -> tuple[str, ...]:
+    bare = request.target if is_checkpoint(request.target) else None
+    return tuple(hints(diagnosis, bare, request.weights))
 
 
 def _check(request: Request) -> None:
@@ -149,7 +166,7 @@ def _loss(request: Request) -> Loss | None:
             raise InputError(
                 f"--loss must be a function of torch.nn.functional or FILE.py:NAME, got {request.loss!r}"
             )
-        return known
+        return lambda output, target: known(first_tensor(output), target)
     return load_function(request.loss)
 
 

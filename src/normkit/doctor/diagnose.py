@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit import processes
-from normkit.doctor.batches import Loss
+from normkit.doctor.batches import Loss, paired, telling
 from normkit.doctor.checks import chosen, judge
 from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.probe import probe
@@ -47,8 +47,10 @@ def diagnose(
 
     Args:
         model: any module, in the mode that it is used in; one in DistributedDataParallel by all its processes at once.
-        batches: tensors, tuples (inputs..., target), or dicts; gone through once. Some 8 of the training batches do.
-        loss: loss(output, target), a scalar.
+        batches: tensors, tuples (inputs..., target), or dicts, of which the model gets what its forward has names for;
+            gone through once. Some 8 of the training batches do.
+        loss: loss(output, target), a scalar. A dict's target is its `labels`, `label`, `targets`, `target` or `y`, that
+            which forward does not take before that which it takes.
         optimizer: the one that trains the model.
         forward: a function of one batch that runs the model on it, where that is not how.
         reference: what the model is a copy of, a module or its state_dict: of a moving average or a target network its
@@ -62,8 +64,9 @@ def diagnose(
         fixable; true where there is one. `normkit doctor --explain CODE` tells more of a code.
 
     Raises:
-        InputError: an unknown code; batches that cannot be read; a model or loss that raises on them, with the cause;
-            a reference without running statistics of the same names and sizes.
+        InputError: an unknown code; batches that cannot be read, or whose target the loss needs and cannot be told; a
+            model or loss that raises on them, with the cause; a reference without running statistics of the same
+            names and sizes.
         TypeError: a process_group that is none.
 
     >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8, momentum=0.99), nn.ReLU(), nn.Linear(8, 2))
@@ -75,7 +78,10 @@ def diagnose(
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     checks = chosen(select, ignore)
     processes.check_group(process_group)
+    if batches is not None and forward is None:
+        batches = paired(model, batches)
+    told = None if loss is None else telling(loss)
     read = probe(
-        model, batches, loss, optimizer, forward=forward, reference=reference, process_group=process_group
+        model, batches, told, optimizer, forward=forward, reference=reference, process_group=process_group
     )
     return judge(read, checks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -213,17 +213,20 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from tensors_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The floating tensor that stands for a model's output: the first one in it.
+    """The floating tensor that stands for a model's output: the first one in it, and no loss that comes along.
 
     Raises:
         InputError: there is none.
     """
-    for tensor in tensors_in(output):
-        if torch.is_floating_point(tensor):
-            return tensor
+    floating = [tensor for tensor in tensors_in(output) if torch.is_floating_point(tensor)]
+    if floating:
+        return next((tensor for tensor in floating if tensor.dim()), floating[0])
     raise InputError(
         f"a model must give a floating tensor, alone or in a structure, got {type(output).__name__}"
     )

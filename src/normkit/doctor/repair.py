@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normkit.doctor.batches import Loss
 from normkit.doctor.diagnose import Options, diagnose
-from normkit.doctor.diagnosis import Diagnosis
+from normkit.doctor.diagnosis import Diagnosis, Finding
 from normkit.errors import InputError
 from normkit.surgery.feed import Forward
 from normkit.surgery.freeze import freeze, unfreeze
@@ -27,10 +27,16 @@ _Change = Callable[[Any], tuple[str, Undo]]
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done, and against which findings."""
+    """What was done, against which findings, and whether to attributes, which no state_dict holds."""
 
-    codes: tuple[str, ...]
     what: str
+    findings: tuple[Finding, ...]
+    in_code: bool = False
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Of these findings, each once."""
+        return tuple(sorted({finding.code for finding in self.findings}))
 
 
 @dataclass(frozen=True)
@@ -132,11 +138,11 @@ def _repairs(
 ) -> Iterator[tuple[Repair, Undo]]:
     """Each repair as it is done, and how to undo it."""
     yield from _changed(model, before, _SWITCHES)
-    codes = tuple(sorted({finding.code for finding in before.findings} & set(_BY_DATA)))
-    if codes and batches is not None:
+    findings = tuple(finding for finding in before.findings if finding.code in _BY_DATA)
+    if findings and batches is not None:
         result = recalibrate(model, batches, forward=forward)
         what = f"statistics of {len(result.rows)} layers taken anew from {result.batches} batches"
-        yield Repair(codes, what), result.undo
+        yield Repair(what, findings), result.undo
     yield from _changed(model, before, _FREEZES)
 
 
@@ -147,7 +153,7 @@ def _changed(
         for finding in before.findings:
             if finding.code == code:
                 what, undo = change(model.get_submodule(finding.module))
-                yield Repair((code,), f"{finding.module or 'the model'}: {what}"), undo
+                yield Repair(what, (finding,), code in _IN_CODE), undo
 
 
 def _set(layer: Any, **values: object) -> Undo:
@@ -178,7 +184,7 @@ def _widen(layer: Any) -> tuple[str, Undo]:
 
 def _freeze(layer: Any) -> tuple[str, Undo]:
     freeze(layer, affine=False)
-    return "frozen, whatever train() says", lambda: unfreeze(layer)
+    return "frozen by nk.freeze, whatever train() says", lambda: unfreeze(layer)
 
 
 _SWITCHES: dict[str, _Change] = {
@@ -188,4 +194,4 @@ _SWITCHES: dict[str, _Change] = {
     "NK204": _widen,
 }
 _FREEZES: dict[str, _Change] = {"NK304": _freeze, "NK305": _freeze}
-IN_CODE = ("NK301", "NK302", "NK303", *_FREEZES)  # repairs of attributes, which no state_dict holds
+_IN_CODE = ("NK301", "NK302", "NK303", *_FREEZES)

@@ -141,6 +141,7 @@ class _AdaptiveBatchNorm(_BatchNorm):
         prior: float = 16.0,
         per_sample: bool = False,
     ) -> None:
+        inputs.check_real(prior=prior)
         check_prior(prior)
         super().__init__(
             num_features,

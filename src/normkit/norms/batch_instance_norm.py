@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from normkit import processes
 from normkit.norms import inputs, mixed_norm, mixing
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import as_its_own, for_all_dimensions
 
 
 def batch_instance_norm(
@@ -186,6 +187,8 @@ class _ClipTogether(torch.autograd.Function):
         return gradient.masked_fill(_outward(rho, of_all), 0), None, None
 
 
+@for_all_dimensions
+@as_its_own
 class _BatchInstanceNorm(mixed_norm.MixedNorm):
     """What batch-instance norm of every dimension shares."""
 

@@ -140,6 +140,7 @@ class _BatchNorm(Switched, torch.nn.modules.batchnorm._BatchNorm):  # pyright: i
         update_statistics: bool = True,
         guard: Literal["nonfinite"] | None = None,
     ) -> None:
+        inputs.check_arguments(eps, momentum, num_features=num_features)
         inputs.check_activation(activation)
         switches = Tracking(training_statistics, evaluation_statistics, prior, update_statistics, guard)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)

@@ -161,6 +161,7 @@ class _BatchRenorm(_BatchNorm):
             raise ValueError(
                 "batch renorm corrects towards running statistics, got track_running_stats=False"
             )
+        inputs.check_real(r_max=r_max, d_max=d_max)
         check_limits(r_max, d_max)
         inputs.check_whole(warmup=warmup, r_steps=r_steps, d_steps=d_steps)
         if not 0 <= warmup <= min(r_steps, d_steps):

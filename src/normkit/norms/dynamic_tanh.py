@@ -88,9 +88,9 @@ class DynamicTanh(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        inputs.check_real(alpha_init_value=alpha_init_value)
         super().__init__()
-        sizes = [normalized_shape] if isinstance(normalized_shape, int) else normalized_shape
-        self.normalized_shape = tuple(sizes)
+        self.normalized_shape = inputs.sizes_of(normalized_shape)
         self.alpha_init_value = alpha_init_value
         self.elementwise_affine = elementwise_affine
         self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))

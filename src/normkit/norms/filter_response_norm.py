@@ -148,6 +148,7 @@ class FilterResponseNorm(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        inputs.check_arguments(eps, num_features=num_features)
         super().__init__()
         self.num_features = num_features
         self.eps = eps

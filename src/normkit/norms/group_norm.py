@@ -143,7 +143,7 @@ class GroupNorm(torch.nn.GroupNorm):
         bias: bool = True,
         activation: str | None = None,
     ) -> None:
-        inputs.check_whole(num_groups=num_groups, num_channels=num_channels)
+        inputs.check_arguments(eps, num_groups=num_groups, num_channels=num_channels)
         inputs.check_activation(activation)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.activation = activation

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,11 +99,39 @@ def count(sizes: Sequence[int]) -> int:
     return total
 
 
+def check_arguments(eps: object, momentum: object = None, **counts: object) -> None:
+    """What layers are made with are numbers; torch's constructors do not ask, and fail in the first forward pass."""
+    check_whole(**counts)
+    check_real(eps=eps)
+    if momentum is not None:
+        check_real(momentum=momentum)
+
+
 def check_whole(**arguments: object) -> None:
-    """Arguments that count something are whole numbers; torch's constructors do not ask."""
+    """Arguments that count something are whole numbers, of Python, NumPy or torch."""
     for name, value in arguments.items():
-        if not isinstance(value, Integral):
+        if not hasattr(type(value), "__index__"):
             raise TypeError(f"{name} must be a whole number, got {value!r}: pass an int")
+
+
+def check_real(**arguments: object) -> None:
+    """Arguments that measure something are numbers, of Python, NumPy or torch."""
+    for name, value in arguments.items():
+        if not hasattr(type(value), "__float__"):
+            raise TypeError(f"{name} must be a number, got {value!r}: pass a float")
+
+
+def sizes_of(normalized_shape: object) -> tuple[int, ...]:
+    """The sizes of the last axes, as one whole number or several say them."""
+    sizes: Any = (normalized_shape,) if isinstance(normalized_shape, Integral) else normalized_shape
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise TypeError(
+            f"normalized_shape must be a whole number or several, got {normalized_shape!r}: pass an int or a tuple"
+        )
+    sizes = tuple(sizes)
+    for size in sizes:
+        check_whole(**{"each size of normalized_shape": size})
+    return sizes
 
 
 def check_several_values(count: int, x: Tensor, *, what: str) -> None:

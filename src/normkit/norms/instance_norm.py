@@ -170,6 +170,7 @@ class _InstanceNorm(Tracked, torch.nn.modules.instancenorm._InstanceNorm):  # py
         activation: str | None = None,
         guard: Literal["nonfinite"] | None = None,
     ) -> None:
+        inputs.check_arguments(eps, momentum, num_features=num_features)
         inputs.check_activation(activation)
         switches = Tracking(guard=guard)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)

@@ -68,6 +68,18 @@ class LayerNorm(torch.nn.LayerNorm):
     torch.Size([2, 10, 64])
     """
 
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        inputs.check_arguments(eps)
+        super().__init__([*inputs.sizes_of(normalized_shape)], eps, elementwise_affine, bias, device, dtype)
+
     @one_node
     def forward(
         self,

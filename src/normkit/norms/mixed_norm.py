@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -108,7 +109,7 @@ def move(
         update_running_(mean, var, stats, count, momentum, batches)
 
 
-class MixedNorm(Sharing, Tracked, torch.nn.modules.batchnorm._NormBase):  # pyright: ignore[reportPrivateUsage]
+class MixedNorm(Sharing, Tracked, torch.nn.modules.batchnorm._NormBase, ABC):  # pyright: ignore[reportPrivateUsage]
     """A norm with running statistics that is no batch norm, so that nothing fuses or converts it as one."""
 
     activation: str | None = None
@@ -128,6 +129,7 @@ class MixedNorm(Sharing, Tracked, torch.nn.modules.batchnorm._NormBase):  # pyri
         process_group: processes.Group = None,
         guard: Literal["nonfinite"] | None = None,
     ) -> None:
+        inputs.check_arguments(eps, momentum, num_features=num_features)
         inputs.check_activation(activation)
         switches = Tracking(guard=guard)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
@@ -138,15 +140,15 @@ class MixedNorm(Sharing, Tracked, torch.nn.modules.batchnorm._NormBase):  # pyri
         self._share_with(process_group, num_features)
         self._follow(switches)
 
+    @abstractmethod
     def _shares(self) -> dict[str, int]:
         """The parameters that say how much of which statistic is taken, and their lengths; they start at one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _mix(
         self, input: Tensor, running: _Running, training: bool, affine: Affine, group: processes.Group
     ) -> tuple[Tensor, Tensor, int | Tensor]:
         """Output, the moments of the batch, their count."""
-        raise NotImplementedError
 
     def reset_parameters(self) -> None:
         """Weights, biases and running statistics as they start, the shares too."""

@@ -142,7 +142,7 @@ class RecurrentBatchNorm(Switched):
         process_group: processes.Group = None,
         guard: Literal["nonfinite"] | None = None,
     ) -> None:
-        inputs.check_whole(num_features=num_features, max_length=max_length)
+        inputs.check_arguments(eps, momentum, num_features=num_features, max_length=max_length)
         if max_length < 1:
             raise ValueError(f"max_length must be 1 or more steps, got {max_length}")
         super().__init__()

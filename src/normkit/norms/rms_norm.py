@@ -67,6 +67,18 @@ class RMSNorm(torch.nn.RMSNorm):
     torch.Size([2, 10, 64])
     """
 
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if eps is not None:
+            inputs.check_arguments(eps)
+        super().__init__([*inputs.sizes_of(normalized_shape)], eps, elementwise_affine, device, dtype)
+
     @one_node
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Normalize; see `normkit.functional.rms_norm`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from normkit import processes
 from normkit.norms import inputs, mixed_norm, mixing
 from normkit.norms.mixing import Affine
+from normkit.norms.naming import as_its_own, for_all_dimensions
 from normkit.statistics import pooled
 
 
@@ -137,6 +138,8 @@ def _rule(
 _OF_ALL, _OF_TWO = (mixed_norm.Mixture("switched", partial(_rule, first)) for first in (0, 1))
 
 
+@for_all_dimensions
+@as_its_own
 class _SwitchNorm(mixed_norm.MixedNorm):
     """What switch norm of every dimension shares."""
 

@@ -45,6 +45,7 @@ class Tracking:
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise unknown(name, value, map(str, choices))
+        inputs.check_real(prior=self.prior)
         if not self.prior > 0:
             raise ValueError(f"prior counts samples and must be positive, got {self.prior}")
         switches = [f for f in fields(self) if f.init]

@@ -153,6 +153,7 @@ class _VirtualBatchNorm(Sharing):
         activation: str | None = None,
         process_group: processes.Group = None,
     ) -> None:
+        inputs.check_arguments(eps, num_features=num_features)
         inputs.check_activation(activation)
         super().__init__()
         self._share_with(process_group, num_features)

@@ -115,7 +115,7 @@ def adapt(
     0.0
     """
     if not isinstance(prior, (int, float)) or not prior >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"prior counts samples and must be 0 or more, got {prior}")
+        raise InputError(f"prior counts samples and must be 0 or more, got {prior!r}")
     layers, left = observable_layers(model)
     affine = _affine(layers) if minimize_entropy else []
     descent = EntropyDescent(affine, lr) if minimize_entropy else None

@@ -34,7 +34,7 @@ class EntropyDescent:
         if not parameters:
             raise InputError("minimize_entropy moves weights and biases of norms, and these have none")
         if not isinstance(lr, (int, float)) or not lr > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"lr must be positive, got {lr}")
+            raise InputError(f"lr must be positive, got {lr!r}")
         self.parameters = list(parameters)
         self._first = [p.detach().clone() for p in self.parameters]
         self._optimizer = torch.optim.Adam(self.parameters, lr=lr)

@@ -106,7 +106,7 @@ def feed(model: nn.Module, batch: object) -> Any:
     if isinstance(inputs, (Tensor, PackedSequence)):
         return model(_moved(inputs, model))
     if isinstance(inputs, Mapping):
-        return model(**{name: _moved(value, model) for name, value in _named(model, inputs).items()})
+        return model(**{name: _moved(value, model) for name, value in named(model, inputs).items()})
     kind = (
         f"{type(batch).__name__} of {type(inputs).__name__}" if inputs is not batch else type(batch).__name__
     )
@@ -115,8 +115,12 @@ def feed(model: nn.Module, batch: object) -> Any:
     )
 
 
-def _named(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that the model's forward takes."""
+def named(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that the model's forward takes.
+
+    Raises:
+        InputError: one that it needs is not there.
+    """
     parameters = inspect.signature(_innermost(model).forward).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return dict(batch)

@@ -43,7 +43,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """
     check_module(model)
     if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"weight_decay must be 0 or more and finite, got {weight_decay}")
+        raise InputError(f"weight_decay must be 0 or more and finite, got {weight_decay!r}")
     decays: dict[nn.Parameter, bool] = {}
     for parameter, decay in _all(model):
         decays[parameter] = decay and decays.get(parameter, True)

@@ -188,7 +188,7 @@ def _check(estimator: str, tolerance: float, process_group: processes.Group, unt
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
     if not isinstance(tolerance, (int, float)) or not tolerance > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"tolerance must be positive, in standard deviations, got {tolerance}")
+        raise InputError(f"tolerance must be positive, in standard deviations, got {tolerance!r}")
     if process_group is not None and estimator == "exponential":
         raise InputError(
             "estimator 'exponential' goes by an order of batches, which processes do not have: use 'exact', "

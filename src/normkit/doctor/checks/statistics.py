@@ -60,6 +60,7 @@ class NeverUpdated(
     ```
 
     ## Remedy
+    A model that was trained needs its weights, which bring the statistics: `--weights FILE`. Where these hold none,
     `nk.recalibrate(model, batches)`.
 
     ## Fix safety

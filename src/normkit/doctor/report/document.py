@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normkit.doctor.diagnosis import Diagnosis, Finding
@@ -26,13 +26,20 @@ def document(diagnosis: Diagnosis, target: str, version: str, treatment: Treatme
     }
     if treatment is not None:
         content["fix"] = {
-            "repairs": [{"codes": list(repair.codes), "what": repair.what} for repair in treatment.repairs],
+            "repairs": [
+                {"codes": list(repair.codes), "modules": _modules(repair.findings), "what": repair.what}
+                for repair in treatment.repairs
+            ],
             "left": dict(treatment.left),
             "findings_before": [entry(finding) for finding in treatment.before.findings],
             "loss_before": number(treatment.loss_before),
             "loss_after": number(treatment.loss_after),
         }
     return json.dumps(content, indent=2, allow_nan=False)
+
+
+def _modules(findings: Sequence[Finding]) -> list[str]:
+    return list(dict.fromkeys(finding.module for finding in findings))
 
 
 def _norm(norm: Norm) -> dict[str, Any]:

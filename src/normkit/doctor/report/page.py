@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from normkit.doctor.checks import by_code
 from normkit.doctor.diagnosis import SEVERITIES, Diagnosis, Finding
 from normkit.doctor.readings import Norm
 from normkit.doctor.repair import Treatment
-from normkit.doctor.report.terminal import WORSE, summary
+from normkit.doctor.report import words
 from normkit.page import render
 
 _TEMPLATE = Path(__file__).parent / "templates" / "doctor.html.j2"
@@ -50,7 +51,13 @@ class Strip:
         return _ROW * len(self.rows) + 4
 
 
-def page(diagnosis: Diagnosis, target: str, version: str, treatment: Treatment | None = None) -> str:
+def page(
+    diagnosis: Diagnosis,
+    target: str,
+    version: str,
+    treatment: Treatment | None = None,
+    hints: Iterable[str] = (),
+) -> str:
     """The page as text; the same diagnosis gives the same text."""
     before = diagnosis if treatment is None else treatment.before
     states = (before,) if treatment is None else (before, treatment.after)
@@ -58,12 +65,14 @@ def page(diagnosis: Diagnosis, target: str, version: str, treatment: Treatment |
         _TEMPLATE,
         target=target,
         version=version,
-        summaries=[summary(state.findings) for state in states],
+        summaries=[words.summary(state.findings) for state in states],
         findings=_findings(before, None if treatment is None else treatment.after),
         strips=[_strip(norm, states) for norm in before.readings.norms if _drawn(norm)],
         run=before.readings.run,
         treatment=treatment,
-        worse=WORSE[0].upper() + WORSE[1:] if treatment is not None and treatment.worse else "",
+        hints=list(hints),
+        words=words,
+        worse=words.WORSE[0].upper() + words.WORSE[1:] if treatment is not None and treatment.worse else "",
         axis=[(_pixel(tick), f"{tick:+d}".replace("-", "−") if tick else "0") for tick in _TICKS],
         width=_LEFT + _WIDTH + _RIGHT,
         ends=(_LEFT, _LEFT + _WIDTH),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from normkit.norms import inputs
 from normkit.norms.weights.axes import axis
 from normkit.norms.weights.spectral_norm import SpectralNorm
 from normkit.norms.weights.weight_norm import WeightNorm
@@ -137,6 +138,7 @@ def spectral_norm(
     >>> torch.linalg.matrix_norm(layer.weight, 2).allclose(torch.tensor(1.0), atol=1e-3)
     True
     """
+    inputs.check_arguments(eps, n_power_iterations=n_power_iterations)
     weight = _weight_of(module, name)
     dim = _output_dim(module) if dim is None else dim
     parametrize.register_parametrization(module, name, SpectralNorm(weight, n_power_iterations, dim, eps))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from normkit import kernels
+from normkit.norms import inputs
 from normkit.norms.weights.axes import axis
 
 
@@ -49,6 +50,7 @@ class WeightStandardization(nn.Module):
     """The parametrization: original is the weight as it is learned."""
 
     def __init__(self, eps: float, dim: int, groups: int) -> None:
+        inputs.check_real(eps=eps)
         super().__init__()
         self.eps = eps
         self.dim = dim
