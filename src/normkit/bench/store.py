@@ -59,7 +59,9 @@ class Keeping:
         return [b / a for a, b in zip(self.bare_processor, self.kept_processor, strict=True)]
 
 
-def run(folder: Path, bar: Bar, rounds: int = 11, grid: Grid = GRID, trials: int | None = None) -> list[Keeping]:
+def run(
+    folder: Path, bar: Bar, rounds: int = 11, grid: Grid = GRID, trials: int | None = None
+) -> list[Keeping]:
     """Measure runs of a grid and the trials of a study.
 
     Args:
