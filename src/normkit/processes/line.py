@@ -214,7 +214,7 @@ class Line:
 
 
 class _Letter:
-    """What is sent and, in a gathering, received, of one length; each also as it is read and written with least work."""
+    """What is sent and, in a gathering, received, of one length; each also as it is quickest to read and write."""
 
     def __init__(self, size: int, length: int, like: Tensor) -> None:
         self.sent = like.new_empty(length)
