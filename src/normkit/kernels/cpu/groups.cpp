@@ -50,6 +50,26 @@ void each_set(const Call& call, const Body& body) {
     parallel(sets(call), enough ? threads : 1, Order::forward, [&](int64_t i) { body(set(call, i)); });
 }
 
+// Gradients of the parameters: the sums of all sets, some channels of one set after the other, for what other cores have
+// written is far, and fetched ahead only in the order of memory.
+void add_sets(const Call& call, const double* sums, int64_t stride) {
+    constexpr int64_t channels = 256;
+    const int64_t n = sets(call);
+    parallel(ceil_div(call.C, channels), threads_for(2 * n * call.C), Order::forward, [&](int64_t task) {
+        const int64_t c0 = task * channels, c1 = std::min(call.C, c0 + channels);
+        const auto add = [&](const Parameter& to, const double* from) {
+            double total[channels] = {};
+            for (int64_t i = 0; i < n; ++i) {
+                const double* of = from + i * call.C + c0;
+                for (int64_t c = 0; c < c1 - c0; ++c) total[c] += of[c];
+            }
+            assign(to, c0, c1 - c0, total);
+        };
+        add(call.dbias, sums);
+        add(call.dweight, sums + stride);
+    });
+}
+
 }  // namespace
 
 void groups_forward(const Call& call) {
@@ -63,15 +83,7 @@ void groups_backward(const Call& call) {
     if (parameters) summed.gradient_sums = memory.as<double>(), summed.sums_stride = sets(call) * call.C;
     summed.dweight.data = summed.dbias.data = nullptr;
     each_set(summed, [](const Call& one) { channels_backward(one); });
-    for (int64_t c = 0; parameters && c < call.C; ++c) {
-        double dz = 0, dz_xhat = 0;
-        for (int64_t i = 0; i < sets(call); ++i) {
-            dz += summed.gradient_sums[i * call.C + c];
-            dz_xhat += summed.gradient_sums[summed.sums_stride + i * call.C + c];
-        }
-        assign(call.dbias, c, dz);
-        assign(call.dweight, c, dz_xhat);
-    }
+    if (parameters) add_sets(call, summed.gradient_sums, summed.sums_stride);
 }
 
 }  // namespace normkit::NORMKIT_ISA
