@@ -182,9 +182,9 @@ def test_where_the_modes_hardly_differ_nothing_is_looked_at() -> None:
 class Pair(nn.Module):
     """Takes two inputs, of which one is for all samples; and counts the passes."""
 
-    def __init__(self, *ill: int, only: int | None = None) -> None:
+    def __init__(self, depth: int, *ill: int, by: float = 3.0, only: int | None = None) -> None:
         super().__init__()
-        self.body, self.only, self.passes = moved(deep(12), *ill), only, 0
+        self.body, self.only, self.passes = moved(deep(depth), *ill, by=by), only, 0
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         self.passes += 1
@@ -195,7 +195,7 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize("form", ["a pair", "a mapping", "for a function"])
 def test_batches_of_several_tensors(form: str) -> None:
-    model = Pair(4, 7)
+    model = Pair(12, 4, 7)
     x, shift = data(1)[0], torch.full((1, 16), 0.25)
     given = {
         "a pair": ((x, shift), torch.zeros(N)),
@@ -211,21 +211,17 @@ def test_batches_of_several_tensors(form: str) -> None:
 
 
 def test_what_it_takes() -> None:
-    """A pass in training mode and two in evaluation, one for all of attribution; 13 copies, two in a pass; the other
-    three passes are of norms together: all, the first alone, and this one again is known.
-    """
-    model = Pair(7)
-    batch = ((data(1)[0], torch.zeros(1)),)
-    nk.diagnose(model, [batch])
-    traced = model.passes
-    assert traced <= 2 + 2 + 7 + 1 + 4
+    """Two passes anyway; one in evaluation mode and one in training mode; 13 copies, two in each; the first alone."""
+    model = Pair(12, 7, by=-10.0)
+    nk.diagnose(model, [((data(1)[0], torch.zeros(1)), None)])
+    assert model.passes == 2 + 2 + 7 + 1
 
 
 def test_a_model_that_takes_no_part_has_its_norms_switched_on_the_whole_batch() -> None:
-    model = Pair(4, 7, only=N)
+    model = Pair(16, 4, 7, only=N)  # 17 copies, 170 samples each
     x = data(1)[0]
     norms = nk.diagnose(model, [((x, torch.zeros(1)), None)]).readings.norms
-    assert len(norms) == 12
+    assert len(norms) == 16
     for norm in norms:
         effect = by_hand(model.body, norm.module.removeprefix("body."), x)
         assert norm.effect == pytest.approx(effect, rel=1e-3, abs=1e-4)
