@@ -174,6 +174,27 @@ def test_our_norms_too(norm: Any) -> None:
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
 
+class Recurrent(nn.Module):
+    """Runs its norm at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.norm = nn.Linear(16, 16), nk.RecurrentBatchNorm(16, max_length=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in range(3):
+            x = x + self.norm(self.cell(x), step=step)
+        return x
+
+
+def test_a_norm_with_statistics_of_each_step() -> None:
+    model = Recurrent()
+    effect = norms_of(model)["norm"].effect
+    assert effect == pytest.approx(by_hand(model, "norm", data(1)[0]), rel=1e-3)
+    assert _makers(model).modules == ("norm",)
+
+
 def test_where_the_modes_hardly_differ_nothing_is_looked_at() -> None:
     norms = norms_of(deep(4))
     assert all(norm.effect is None for norm in norms.values())

@@ -77,6 +77,15 @@ def on_a_part(model: nn.Module, x: Tensor, count: int = 4) -> tuple[list[int], d
     return part.rows, found
 
 
+@pytest.mark.parametrize(("count", "passes"), [(1, [6]), (2, [12]), (4, [12, 12]), (7, [7] * 6)])
+def test_passes_are_no_larger_than_the_batch(count: int, passes: list[int]) -> None:
+    """Six copies, one of them with nothing switched."""
+    model, sizes = network(), list[int]()
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    assert len(on_a_part(model, pictures(), count)[1]) == 5
+    assert sizes == [N, *passes]
+
+
 NORMS = {
     "torch": nn.BatchNorm2d,
     "ours": nk.BatchNorm2d,
