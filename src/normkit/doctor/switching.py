@@ -53,11 +53,17 @@ class Part:
 
         One that runs several times changes its own input, and is left out; so is one whose rows are no samples.
         """
+        given: dict[str, tuple[Any, Any]] = {}
         seen: set[str] = set()
 
-        def after(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def before(name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+            if not layer.training:
+                given[name] = args, kwargs  # before the hooks of others
+
+        def after(name: str, layer: nn.Module, _: Any, output: Any) -> None:
             if layer.training:  # the call below
                 return
+            args, kwargs = given.pop(name)
             some = self.of(output) if isinstance(output, Tensor) and name not in seen else None
             seen.add(name)
             if some is None:
@@ -74,8 +80,9 @@ class Part:
 
         with ExitStack() as stack:
             for name, layer in layers.items():
-                hook = layer.register_forward_hook(partial(after, name), with_kwargs=True)
+                hook = layer.register_forward_pre_hook(partial(before, name), prepend=True, with_kwargs=True)
                 stack.callback(hook.remove)
+                stack.callback(layer.register_forward_hook(partial(after, name)).remove)
             yield
 
     def switched(
