@@ -157,8 +157,9 @@ def test_rows_of_a_sample_one_after_another() -> None:
         assert torch.allclose(found["norm"], on_the_whole(model, "norm", x)[some], rtol=1e-12, atol=1e-12)
 
 
-def test_rows_in_another_order_are_known() -> None:
-    assert not on_a_part(Sequences(steps_first=True), torch.randn(N, 5, 4).double() + 1)[1]
+@pytest.mark.parametrize("count", [4, 7])  # of 7 there is one copy in a pass
+def test_rows_in_another_order_are_known(count: int) -> None:
+    assert not on_a_part(Sequences(steps_first=True), torch.randn(N, 5, 4).double() + 1, count)[1]
 
 
 def test_norms_that_evaluate_by_the_batch_too_are_known() -> None:
@@ -181,12 +182,14 @@ class Odd(nn.Module):
         if self.what == "random":
             x = x + torch.randn_like(x)
         x = self.norm(self.body(self.norm(x) if self.what == "twice" else x))
+        if self.what == "coupled at the end":
+            x = x + x.mean(0)
         if self.what == "turned":
             return torch.cat([x, x], 1).movedim(1, 0)  # N = 2C
         return x.mean() if self.what == "a scalar" else x
 
 
-ODD = ["of one size", "coupled", "random", "twice", "a scalar", "turned"]
+ODD = ["of one size", "coupled", "coupled at the end", "random", "twice", "a scalar", "turned"]
 
 
 @torch.no_grad()
