@@ -77,10 +77,15 @@ for finding in diagnosis.findings:
 ## How it looks
 One pass of hooks over the batches records, in memory that does not grow with their number, moments and quantiles of
 what comes into each norm and goes out of it. The norms run in training mode and in evaluation mode, everything else
-in evaluation mode both times: what differs is the norms' doing. Where it differs, one backward pass estimates for all
-norms how far the output moves when one alone goes from running statistics to those of the batch; for the largest this
-is measured, and so is which of them together make the difference. With a loss there are gradients too, at each norm's
-output. The model is as it was afterwards, random numbers included.
+in evaluation mode both times: what differs is the norms' doing. Where it differs, it is measured how far the output
+moves when each norm alone goes from running statistics to those of the first batch, and which of them together make
+the difference. With a loss there are gradients too, at each norm's output. The model is as it was afterwards, random
+numbers included.
+
+Several norms are switched in one pass, each in a copy of some of the batch's samples, where a model gives a sample
+the same output in whatever batch. That takes about eight passes over the batch, however many norms there are, as long
+as that leaves a sample for each; beyond, a pass for as many norms as the batch has samples. Where outputs do depend on
+other samples, as of some graph networks, it is a pass for each norm.
 
 Weights stand still meanwhile. So what is said of steps, from one batch to the next, is what the order of the data
 makes, and not what training makes; of that, only what the running statistics were left with is seen.

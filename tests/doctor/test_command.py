@@ -147,7 +147,7 @@ def test_json_is_as_its_schema_says(net: Path, more: list[str], capsys: pytest.C
     jsonschema.validators.validator_for(schema).check_schema(schema)
     jsonschema.validate(content, strict(schema))
     assert code == (0 if more else 1)
-    assert content["schema_version"] == schema["properties"]["schema_version"]["enum"][0] == 1
+    assert content["schema_version"] == schema["properties"]["schema_version"]["enum"][0] == 2
     assert content["norms"][0]["gradient"] > 0
     if more:
         assert {"NK202", "NK601"} <= {finding["code"] for finding in content["fix"]["findings_before"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,6 @@ class Seen:
     run: Run | None = None
     traffic: Mapping[str, Traffic | None] = field(default_factory=dict[str, "Traffic | None"])
     effects: Mapping[str, float] = field(default_factory=dict[str, float])
-    switched: Container[str] = ()
     gradients: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -122,7 +121,6 @@ def _norm(
         dtype=next((p.dtype for p in layer.parameters()), None),
         traffic=seen.traffic.get(name),
         effect=seen.effects.get(name),
-        switched=name in seen.switched,
     )
 
 

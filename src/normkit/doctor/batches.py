@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,10 @@ class Batch:
         """How many there are; 0 in what is no batch."""
         return len(self.inputs[0]) if self.inputs else 0
 
+    def of(self, rows: Sequence[int]) -> Batch:
+        """A batch made of these rows of this one."""
+        return Batch(_rows_of(self.given, rows, self.samples))
+
     @property
     def target(self) -> Any:
         """What comes behind the input, or stands under the name of a target; None."""
@@ -67,6 +71,17 @@ def read(batches: Iterable[object]) -> Iterator[Batch]:
         yield batch
     if position < 0:
         raise InputError("batches must hold one batch or more, got none")
+
+
+def _rows_of(given: Any, rows: Sequence[int], samples: int) -> Any:
+    """Rows of every tensor that has one for each sample; the rest as it is."""
+    if isinstance(given, Tensor):
+        return given[rows] if given.dim() and len(given) == samples else given
+    if isinstance(given, Mapping):
+        return {name: _rows_of(value, rows, samples) for name, value in given.items()}
+    if type(given) in (tuple, list):  # and no named ones, such as packed sequences
+        return type(given)(_rows_of(value, rows, samples) for value in given)
+    return given
 
 
 def usual_loss(output: Any, target: Any) -> Tensor | None:

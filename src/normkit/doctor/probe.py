@@ -6,7 +6,7 @@ is then the norms' doing, and no random number is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -188,7 +188,6 @@ class _Pass:
             run=Run(self.batches, self.least, self.most, self.input, gap),
             traffic={name: tap.traffic() for name, tap in self.taps.items()},
             effects=attribution.effects,
-            switched=attribution.switched,
             gradients={name: total / self.batches for name, total in self.gradients.items()},
         )
 
@@ -198,8 +197,10 @@ class _Pass:
         if first is None or apart is None:
             return Attribution()
 
-        def output(norms: Collection[str]) -> Tensor:
+        def output(norms: Collection[str], samples: Sequence[int] | None) -> Tensor:
             self._switch(dict.fromkeys(norms, True))
-            return first_tensor(self._forward(first)).double()
+            batch = first if samples is None else first.of(samples)
+            return first_tensor(self._forward(batch)).double()
 
-        return attribute({name: tap for name, tap in self.taps.items() if self.trains[name]}, apart, output)
+        taps = {name: tap for name, tap in self.taps.items() if self.trains[name]}
+        return attribute(taps, apart, first.samples, output)

@@ -129,8 +129,7 @@ class Norm:
         tracks: its attribute `track_running_stats`.
         synchronized: whether processes share its statistics.
         effect: how far the model's output moves, in deviations of it, when this norm alone goes from running to
-            batch statistics; None where that was not looked at.
-        switched: whether that was measured; else it is an estimate of first order.
+            batch statistics, on samples of the first batch; None where that was not looked at.
     """
 
     module: str
@@ -152,7 +151,6 @@ class Norm:
     dtype: torch.dtype | None
     traffic: Traffic | None
     effect: float | None
-    switched: bool
 
     @property
     def by_batch(self) -> bool:

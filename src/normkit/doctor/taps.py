@@ -137,16 +137,6 @@ class Tap:
             return math.prod(self.layer.normalized_shape)
         return x.numel() // x.shape[1]
 
-    def distance(self) -> float:
-        """Between running statistics and those that came in, of the worst channel; 0 where there are none."""
-        mean, seen = getattr(self.layer, "running_mean", None), self.moments.get("input")
-        if not isinstance(mean, Tensor) or seen is None or mean.shape != seen.mean.shape:
-            return 0.0
-        var = seen.var(unbiased=False) + 1e-12
-        away = (mean.double().cpu() - seen.mean).abs() / var.sqrt()
-        stretch = (self.layer.running_var.double().cpu() / var).clamp(min=1e-12).log().abs()
-        return float((away + stretch).nan_to_num(1e6).max())
-
     def traffic(self) -> Traffic | None:
         """What went through; None of nothing."""
         if set(self.moments) != {"input", "input_evaluated", "output", "output_evaluated"}:

@@ -40,11 +40,10 @@ class ModeGap(
     """The model in evaluation is another one than in training.
 
     ## What it does
-    Runs each batch with norms in both modes, dropout off, and compares outputs and losses. Then it is looked at what
-    each norm makes of this: how far the output moves when it alone goes from running to batch statistics, measured for
-    8 that an estimate from one backward pass, or the distance from the data, puts first; the others keep the estimate.
-    The fewest of them
-    that together leave a tenth or less are named; what they make together and not alone is their interaction.
+    Runs each batch with norms in both modes, dropout off, and compares outputs and losses. Then it is measured what
+    each norm makes of this: how far the output moves when it alone goes from running statistics to those of the first
+    batch; with eight norms or more on some of its samples, evenly spaced. The fewest norms that together leave a tenth
+    or less are named; what they make together and not alone is their interaction.
 
     ## Why is this bad
     Good in `train()`, useless in `eval()`. An error from a deviation of the output on, or where the loss in

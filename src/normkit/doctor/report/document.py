@@ -11,7 +11,7 @@ from normkit.doctor.diagnosis import Diagnosis, Finding
 from normkit.doctor.readings import Norm
 from normkit.doctor.repair import Treatment
 
-SCHEMA_VERSION = 1  # goes up when a field changes its meaning or leaves; new ones may come at any time
+SCHEMA_VERSION = 2  # goes up when a field changes its meaning or leaves; new ones may come at any time
 
 
 def document(diagnosis: Diagnosis, target: str, version: str, treatment: Treatment | None = None) -> str:
@@ -48,7 +48,6 @@ def _norm(norm: Norm) -> dict[str, Any]:
         "type": norm.type,
         "kind": norm.kind,
         "effect": number(norm.effect),
-        "effect_measured": norm.switched,
         "gradient": number(norm.traffic.gradient if norm.traffic else None),
     }
 

@@ -115,10 +115,8 @@ def _strip(norm: Norm, states: tuple[Diagnosis, ...]) -> Strip:
 
 
 def _effect(norm: Norm | None) -> str:
-    """In deviations of the output; an estimate is marked as one."""
-    if norm is None or norm.effect is None:
-        return "–"
-    return f"{norm.effect:.2g}" if norm.switched else f"≈ {norm.effect:.2g}"
+    """In deviations of the output."""
+    return "–" if norm is None or norm.effect is None else f"{norm.effect:.2g}"
 
 
 def _pixel(deviations: float) -> float:
