@@ -324,7 +324,7 @@ def test_fix_writes_new_weights_that_are_well(
         (["NET:build", "--data", "NET:empty"], "batches must hold one batch or more, got none"),
         (
             ["NET:ruined", "--data", "NET:loader"],
-            "the model fails on batch 0: RuntimeError: mat1 and mat2...",
+            "the model fails on batch 1: RuntimeError: mat1 and mat2...",
         ),
         (
             ["NET:build", "--data", "NET:loader", "--loss", "cross"],
@@ -332,7 +332,7 @@ def test_fix_writes_new_weights_that_are_well(
         ),
         (
             ["NET:build", "--data", "NET:loader", "--loss", "ctc_loss"],
-            "the loss fails on batch 0: TypeError: ...",
+            "the loss fails on batch 1: TypeError: ...",
         ),
         (["NET:build", "--optimizer", "NET:nothing"], "NET:nothing(model) raised: TypeError: ..."),
         (["NET:build", "--format", "xml"], "unknown format 'xml': choose from text, json, html, sarif..."),

@@ -154,7 +154,7 @@ def test_a_model_that_raises_is_as_it_was() -> None:
     model = Failing()
     model.body[0].weight.grad = torch.ones_like(model.body[0].weight)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    with pytest.raises(InputError, match="the model fails on batch 1: KeyError: 'the fourth'"):
+    with pytest.raises(InputError, match="the model fails on batch 2: KeyError: 'the fourth'"):
         nk.diagnose(model, images(3), lambda output, target: output.sum())
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
     assert model.body[0].weight.grad.eq(1).all()

@@ -63,13 +63,13 @@ def read(batches: Iterable[object]) -> Iterator[Batch]:
     Raises:
         InputError: nothing that batches come out of; no batch; a batch without samples.
     """
-    position = -1
-    for position, given in enumerate(each(batches)):
+    number = 0
+    for number, given in enumerate(each(batches), 1):
         batch = Batch(given)
         if batch.inputs and not batch.samples:
-            raise InputError(f"a batch must have a sample or more, and batch {position} has none")
+            raise InputError(f"a batch must have a sample or more, and batch {number} has none")
         yield batch
-    if position < 0:
+    if not number:
         raise InputError("batches must hold one batch or more, got none")
 
 

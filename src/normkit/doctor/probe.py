@@ -148,7 +148,7 @@ class _Pass:
                 module.training = trains.get(name, False)
 
     def _forward(self, batch: Batch) -> Any:
-        with blaming(f"the model fails on batch {self.batches - 1}"):
+        with blaming(f"the model fails on batch {self.batches}"):
             return self.feed(batch.given)
 
     def _loss(self, output: Any, batch: Batch, mode: int) -> Tensor | None:
@@ -156,7 +156,7 @@ class _Pass:
         if self.loss is None:
             return None
         target, device = batch.target, first_tensor(output).device
-        with blaming(f"the loss fails on batch {self.batches - 1}"):
+        with blaming(f"the loss fails on batch {self.batches}"):
             value = self.loss(output, target.to(device) if isinstance(target, Tensor) else target)
             if value is not None:
                 self.losses[mode] = (self.losses[mode] or 0.0) + float(value.detach())
