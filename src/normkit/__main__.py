@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from normkit.errors import MissingExtraError, optional
@@ -21,7 +22,14 @@ def main() -> None:
         return
     from normkit.cli import run
 
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # DistributedDataParallel keeps its group, and threads of gloo with it, to the end of the process. One that lets go
+        # of a tensor while Python ends aborts the process, now and then (torch 2.13): Python does not get to end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _refuse(missing: MissingExtraError) -> int:
