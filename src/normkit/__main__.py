@@ -24,8 +24,8 @@ def main() -> None:
 
     code = run(sys.argv[1:])
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        # DistributedDataParallel keeps its group, and threads of gloo with it, to the end of the process. One that lets go
-        # of a tensor while Python ends aborts the process, now and then (torch 2.13): Python does not get to end.
+        # DistributedDataParallel keeps its group, and with it threads of gloo, to the end of the process. One that lets
+        # go of a tensor while Python ends aborts the process, now and then (torch 2.13): Python does not get to end.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
