@@ -148,8 +148,10 @@ void write_rows(const Pass pass, const Row* row, int64_t r, int64_t M, int64_t j
     for (; j < j1; j += L) {
         const First lanes{int(std::min<int64_t>(L, j1 - j))};
         typename Pass::template Column<A, First> column(pass, j, lanes);
-        for (int i = 0; i < rows; ++i)
+        for (int i = 0; i < rows; ++i) {
+            pass.template prefetch<streamed>(at + i * M + j);
             out.put(at + i * M + j, column.value(by[i], at + i * M + j), lanes);
+        }
         column.end();
     }
 }
