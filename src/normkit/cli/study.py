@@ -155,7 +155,7 @@ def _carry_out(plan: Plan, out: Path, workers: int | None, ray: str | None) -> l
 
     runner: Runner | None = None
     if ray is not None:
-        from normkit.lab.sweep.cluster import connect
+        from normkit.lab.workers.cluster import connect
 
         runner = connect(ray)
     with bar("trials") as move:

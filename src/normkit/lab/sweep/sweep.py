@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ import normkit
 from normkit.lab.data import load
 from normkit.lab.intervals import NoValuesError
 from normkit.lab.studies.study import Finding, Result, Results, Scale, Study, Subject
-from normkit.lab.sweep import pool
-from normkit.lab.sweep.interrupts import held
 from normkit.lab.sweep.task import Outcome, Task
 from normkit.lab.sweep.trials import Trials
+from normkit.lab.workers import pool
+from normkit.lab.workers.interrupts import held
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,8 +138,8 @@ def complete(
     problems: list[Outcome] = []
     done, total = len(plan.all) - len(missing), len(plan.all)
     progress(done, total, "")
-    many = runner(together) if runner else pool.run(together, workers or len(os.sched_getaffinity(0)))
-    for outcomes in (many, pool.run(alone, 1)):
+    many = runner or partial(pool.run, workers=workers or len(os.sched_getaffinity(0)))
+    for outcomes in (many(together), pool.run(alone, workers=1)):
         with closing(outcomes):
             for outcome in outcomes:
                 done += 1

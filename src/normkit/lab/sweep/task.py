@@ -1,19 +1,19 @@
-"""One trial as a worker gets it, and what the worker gives back."""
+"""One trial as workers take it, and what comes of it."""
 
 from __future__ import annotations
 
 import json
 import random
-import time
-import traceback
 from dataclasses import dataclass
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from normkit.errors import InputError, one_line
 from normkit.lab.studies.study import Study, Subject, Trial
+from normkit.lab.workers.task import Outcome as OutcomeOf
+from normkit.lab.workers.task import Tell, perform
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,27 @@ class Task:
         levels = ", ".join(f"{name} {level}" for name, level in self.trial.levels.items())
         return f"{self.study.name} ({levels}, seed {self.trial.seed})"
 
+    def order(self) -> Task:
+        """The same: a trial is measured whole, or again from its beginning."""
+        return self
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a task: its result as JSON, or the one line that says why there is none."""
+    def heard(self, message: object) -> NoReturn:
+        """Nothing is told on the way."""
+        raise AssertionError(f"a trial told {message!r}")
 
-    task: Task
-    result: str | None
-    seconds: float
-    problem: str = ""
-    trace: str = ""  # of our own error, or of the user's code
+    def carry_out(self, shared: None, tell: Tell) -> str:
+        """The result as JSON, measured with one thread and with every generator at 0: the same task has the same."""
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 - a user's model may draw from it
+        random.seed(0)
+        with threadpool_limits(1):  # of NumPy's and scikit-learn's libraries
+            return json.dumps(self.study.measure(self.trial, self.subject), allow_nan=False)
+
+
+Outcome: TypeAlias = OutcomeOf[Task]
 
 
 def measure(task: Task) -> Outcome:
-    """Take the measurement with one thread and with every generator at 0, as the same task always does."""
-    torch.set_num_threads(1)
-    started = time.perf_counter()
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 - a user's model may draw from it
-    random.seed(0)
-    try:
-        with threadpool_limits(1):  # of NumPy's and scikit-learn's libraries
-            result = json.dumps(task.study.measure(task.trial, task.subject), allow_nan=False)
-    except Exception as error:
-        problem = str(error) if isinstance(error, InputError) else one_line(error)
-        return Outcome(task, None, time.perf_counter() - started, problem, traceback.format_exc())
-    return Outcome(task, result, time.perf_counter() - started)
+    """Take the measurement in this process."""
+    return Outcome(task, *perform(task, None, task.heard))

@@ -1,7 +1,7 @@
-"""Trials as tasks of a Ray cluster: the same measurements elsewhere, kept by the process that owns the store.
+"""Tasks on a Ray cluster: the same results elsewhere, kept by the process that owns the store.
 
 Machines of the cluster need normkit, and the user's own files under the same paths. A worker that is killed costs an
-attempt, as on one machine; trials that measure time never come here.
+attempt, as on one machine. What a worker tells on the way comes with its result; what measures time never comes here.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from normkit.errors import InputError, one_line, optional, printable
-from normkit.lab.sweep.pool import ATTEMPTS
-from normkit.lab.sweep.sweep import Runner
-from normkit.lab.sweep.task import Outcome, Task, measure
+from normkit.lab.workers.task import ATTEMPTS, AnyTask, Done, Order, Outcome, Runner, perform
 
 _REACH = 5.0  # seconds for the cluster to take a connection
 _JOIN = 30.0  # and to let a process join, which has to start for it
 
 
-def connect(address: str) -> Runner:
-    """What measures tasks on the cluster whose head is at HOST:PORT; with ray:// before it, by a Ray client.
+def connect(address: str, threads: int = 1) -> Runner:
+    """What has tasks done on the cluster whose head is at HOST:PORT; with ray:// before it, by a Ray client.
+
+    Args:
+        address: of the head.
+        threads: of each task.
 
     Raises:
         InputError: no such cluster, or one that cannot be joined from this machine.
@@ -31,13 +33,15 @@ def connect(address: str) -> Runner:
     ray = optional("ray", "ray")
     _reach(address)
 
-    def run(tasks: Iterable[Task]) -> Generator[Outcome]:
+    def run(tasks: Iterable[AnyTask], *, shared: object = None) -> Generator[Outcome[AnyTask]]:
         queue = list(tasks)
         if not queue:
             return
         with _joined(ray, address):
-            remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(measure)
-            under_way = {remote.remote(task): task for task in queue}
+            _check_room(ray, threads)
+            remote = ray.remote(num_cpus=threads, max_retries=ATTEMPTS - 1)(_perform)
+            everywhere = ray.put(shared)
+            under_way = {remote.remote(task.order(), everywhere): task for task in queue}
             while under_way:
                 (done,), _ = ray.wait(list(under_way), num_returns=1)
                 yield _outcome(ray, done, under_way.pop(done))
@@ -45,17 +49,35 @@ def connect(address: str) -> Runner:
     return run
 
 
-def _outcome(ray: Any, done: Any, task: Task) -> Outcome:
+def _perform(order: Order, shared: object) -> tuple[list[Any], Done]:
+    """What a worker of the cluster does: the order, and what it tells, all at the end."""
+    said: list[Any] = []
+    return said, perform(order, shared, said.append)
+
+
+def _outcome(ray: Any, done: Any, task: AnyTask) -> Outcome[AnyTask]:
     try:
-        return ray.get(done)
+        said, ended = ray.get(done)
     except ray.exceptions.WorkerCrashedError:
-        return Outcome(task, None, 0.0, f"{ATTEMPTS} workers at it ended")
+        return Outcome.killed(task)
     except ray.exceptions.RayTaskError as error:
         return Outcome(task, None, 0.0, one_line(error))
     except ray.exceptions.RayError as error:
         raise InputError(
             f"the Ray cluster is gone ({one_line(error)}): run the same command again"
         ) from error
+    for message in said:
+        task.heard(message)
+    return Outcome(task, *ended)
+
+
+def _check_room(ray: Any, threads: int) -> None:
+    """Ray would wait for ever for a machine that the cluster does not have."""
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if threads > largest:
+        raise InputError(
+            f"--threads must be at most the {largest:g} CPUs of the cluster's largest machine, got {threads}"
+        )
 
 
 def _reach(address: str) -> None:

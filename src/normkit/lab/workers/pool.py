@@ -15,36 +15,51 @@ from collections.abc import Generator, Iterable
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
-from normkit.lab.sweep.interrupts import held
-from normkit.lab.sweep.task import Outcome, Task, measure
-
-ATTEMPTS = 3  # at a task whose workers are killed
+from normkit.lab.workers.interrupts import held
+from normkit.lab.workers.task import ATTEMPTS, AnyTask, Done, Outcome, perform
 
 
-def run(tasks: Iterable[Task], workers: int) -> Generator[Outcome]:
-    """Measure the tasks, and give each outcome as it comes; closed early, it ends the workers at once."""
+def run(tasks: Iterable[AnyTask], *, workers: int, shared: object = None) -> Generator[Outcome[AnyTask]]:
+    """Have tasks done, and give each outcome as it comes; closed early, it ends the workers at once.
+
+    Args:
+        tasks: in the order in which they begin.
+        workers: how many of them at a time.
+        shared: what all orders get; it is sent to each worker once.
+    """
     waiting, killed = deque(tasks), Counter[str]()
-    busy: dict[_Worker, Task] = {}
+    busy: dict[_Worker, AnyTask] = {}
     idle: list[_Worker] = []
     try:
         while waiting or busy:
-            while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker()
-                busy[worker] = waiting.popleft()
-                worker.give(busy[worker])
+            free = min(len(waiting), workers - len(busy))
+            while len(idle) < free:  # all of them start, and none is waited for yet
+                idle.append(_Worker(shared))
+            for _ in range(free):
+                worker, task = idle.pop(), waiting.popleft()
+                busy[worker] = task
+                worker.give(task.order())
             ready = wait([worker.pipe for worker in busy])
             for worker in [worker for worker in busy if worker.pipe in ready]:
-                task, outcome = busy.pop(worker), worker.take()
-                if outcome is not None:
-                    idle.append(worker)
-                    yield outcome
+                task = busy[worker]
+                try:
+                    said = worker.take()
+                except EOFError:
+                    del busy[worker]
+                    killed[task.key] += 1
+                    if killed[task.key] < ATTEMPTS:
+                        waiting.appendleft(task)
+                    else:
+                        yield Outcome.killed(task, worker.end())
                     continue
-                killed[task.key] += 1
-                if killed[task.key] < ATTEMPTS:
-                    waiting.appendleft(task)
-                else:
-                    yield Outcome(task, None, 0.0, f"{ATTEMPTS} workers at it ended: {worker.end()}")
+                if not isinstance(said, Done):
+                    task.heard(said)
+                    continue
+                del busy[worker]
+                idle.append(worker)
+                yield Outcome(task, *said)
     finally:
         for worker in (*busy, *idle):
             worker.kill()
@@ -53,28 +68,35 @@ def run(tasks: Iterable[Task], workers: int) -> Generator[Outcome]:
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: object) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._shared: tuple[object, ...] = (shared,)  # until it is sent
         resource_tracker.ensure_running()  # would be started with the process, and let SIGINT through again
         with held():  # which the process inherits
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
 
-    def give(self, task: Task) -> None:
-        """Send a task; of a process that is no more, `take` tells."""
+    def give(self, order: object) -> None:
+        """Send an order, and before the first what all share; of a process that is no more, `take` tells."""
         with suppress(OSError):
-            self.pipe.send(task)
+            for thing in (*self._shared, order):
+                self.pipe.send(thing)
+        self._shared = ()
 
-    def take(self) -> Outcome | None:
-        """The outcome of its task, or None where the process ended before it had one."""
+    def take(self) -> Any:
+        """What it tells, and at last how its order ended.
+
+        Raises:
+            EOFError: the process ended before.
+        """
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             self._process.join()
             self.pipe.close()
-            return None
+            raise EOFError from None
 
     def end(self) -> str:
         """How the process ended."""
@@ -90,14 +112,12 @@ class _Worker:
 
 
 def _serve(pipe: Connection) -> None:
-    """What a worker does: measure what it is sent, until the pool is gone."""
+    """What a worker does: carry out what it is sent, until the pool is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        try:
-            task = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(measure(task))
+    with suppress(EOFError):
+        shared = pipe.recv()
+        while True:
+            pipe.send(perform(pipe.recv(), shared, pipe.send))
 
 
 def _end_with_parent() -> None:
