@@ -16,7 +16,10 @@ from normkit.lab.grid import OUT, Grid
 
 if TYPE_CHECKING:
     from normkit.lab.compare import OnProgress, Plan
+    from normkit.lab.comparison import Comparison
+    from normkit.lab.crew import Crew
     from normkit.lab.records import Epoch, Settings
+    from normkit.lab.remote import Workers
 
 
 def _question(help: str, show_default: bool | str = True) -> Any:
@@ -31,8 +34,8 @@ def _machine(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel="Machine and output")
 
 
-def _output(help: str) -> Any:
-    return typer.Option(help=help, rich_help_panel="Machine and output", show_default="none")
+def _output(help: str, show_default: str = "none") -> Any:
+    return typer.Option(help=help, rich_help_panel="Machine and output", show_default=show_default)
 
 
 _RATES = ",".join(map(str, Grid.lr))
@@ -73,6 +76,11 @@ def compare(
     threads: Annotated[
         int, _machine("Threads of torch; with one, results do not depend on how many cores there are.")
     ] = Grid.threads,
+    workers: Annotated[
+        int | None,
+        _output("Processes that train runs beside each other; time per step is then left out.", "this one"),
+    ] = None,
+    ray: Annotated[str | None, _output("HOST:PORT of a Ray cluster that trains the runs.")] = None,
     out: Annotated[Path, _machine("Folder of runs and report; a run that is in it is not repeated.")] = OUT,
     export: Annotated[str | None, _output("csv or parquet: every measurement in one table.")] = None,
     tensorboard: Annotated[Path | None, _output("Folder for TensorBoard event files.")] = None,
@@ -95,6 +103,9 @@ def compare(
     [bold]normkit compare --data FILE.npz --model mlp --batch-size 16[/bold]
     Your own data.
 
+    [bold]normkit compare --seeds 30 --workers 8[/bold]
+    Eight runs at a time.
+
     [bold]torchrun --nproc-per-node 2 -m normkit compare[/bold]
     Each run by two processes, with batch statistics over both.
     """
@@ -115,47 +126,104 @@ def compare(
         device=device,
         threads=threads,
     )
-    _compare(grid, out, export, tensorboard)
+    _compare(grid, out, workers, ray, export, tensorboard)
 
 
-def _compare(grid: Grid, out: Path, export: str | None, tensorboard: Path | None) -> None:
+def _compare(
+    grid: Grid, out: Path, workers: int | None, ray: str | None, export: str | None, tensorboard: Path | None
+) -> None:
     for module in ("jinja2", "matplotlib", "safetensors", "sklearn"):
         optional(module, "lab")
-    from normkit.lab import report, table
-    from normkit.lab.compare import carry_out, check_out, plan
+    from normkit.lab import report
+    from normkit.lab.compare import check_out, plan
     from normkit.lab.crew import assembled
-    from normkit.lab.export import check, write_events, write_table
-    from normkit.lab.measurements import rows, runs
-    from normkit.lab.sentence import sentence
+    from normkit.lab.export import check
 
     check_out(out)
     check(export, tensorboard)
     with assembled(grid.device) as crew:
+        _check_workers(grid, workers, ray, crew.size)
         the_plan = plan(grid, crew.size)
-        try:
-            with _progress(the_plan, crew.leads) as on_progress:
-                comparison = carry_out(the_plan, out, on_progress, crew)
-        except KeyboardInterrupt:
-            if crew.leads:
-                print(
-                    "normkit: interrupted; all but the last second is kept, the same command goes on",
-                    file=sys.stderr,
-                )
-            raise typer.Exit(130) from None
+        comparison = _carry_out(the_plan, out, crew, _workers(grid, workers, ray))
     if not crew.leads:
         return
     page = out / "report.html"
     report.write(comparison, page, command=grid.command(out, crew.size))
+    _show(comparison, page)
+    for path in _files(comparison, out, export, tensorboard):
+        console().print(f"Files: {path}")
+
+
+def _carry_out(plan: Plan, out: Path, crew: Crew, workers: Workers | None) -> Comparison:
+    from normkit.lab.compare import UnfinishedError, carry_out
+
+    try:
+        with _progress(plan, crew.leads) as on_progress:
+            return carry_out(plan, out, on_progress, crew, workers)
+    except UnfinishedError as error:
+        print("\n".join(f"normkit: {line}" for line in error.lines), file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if crew.leads:
+            print(
+                "normkit: interrupted; all but the last second is kept, the same command goes on",
+                file=sys.stderr,
+            )
+        raise typer.Exit(130) from None
+
+
+def _show(comparison: Comparison, page: Path) -> None:
+    from normkit.lab import table
+    from normkit.lab.sentence import sentence
+
     show = console().print
     show(table.terminal(comparison))
     show(sentence(comparison))
     show(f"\nReport: {page}")
+
+
+def _files(
+    comparison: Comparison, out: Path, export: str | None, tensorboard: Path | None
+) -> Generator[Path]:
+    """Write what is asked for beside the page, and tell where."""
+    from normkit.lab.export import write_events, write_table
+    from normkit.lab.measurements import rows, runs
+
     if export is not None:
         write_table(rows(comparison), out / f"runs.{export}")
-        show(f"Files: {out / f'runs.{export}'}")
+        yield out / f"runs.{export}"
     if tensorboard is not None:
         write_events(runs(comparison), tensorboard)
-        show(f"Files: {tensorboard}")
+        yield tensorboard
+
+
+def _check_workers(grid: Grid, workers: int | None, ray: str | None, processes: int) -> None:
+    """Refuse what does not go together with workers, before any data is loaded."""
+    if workers is None and ray is None:
+        return
+    option = "--ray" if workers is None else "--workers"
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be 1 or more, got {workers}")
+    if workers is not None and ray is not None:
+        raise InputError("--workers are processes of this machine, --ray has its own: give one of the two")
+    if processes > 1:
+        raise InputError(
+            f"{option} trains each run in one process, torchrun in {processes}: start without torchrun, "
+            f"or leave {option} out"
+        )
+    if grid.device.startswith("cuda"):
+        raise InputError(
+            f"{option} trains on the cores of CPUs, got --device {grid.device}: use --device cpu, "
+            f"or leave {option} out"
+        )
+
+
+def _workers(grid: Grid, workers: int | None, ray: str | None) -> Workers | None:
+    from normkit.lab.remote import Workers
+
+    if ray is not None:
+        return Workers.on_cluster(ray, grid.threads)
+    return None if workers is None else Workers.here(workers)
 
 
 @contextmanager

@@ -18,13 +18,27 @@ from normkit.lab.crew import Crew
 from normkit.lab.data import Dataset, load
 from normkit.lab.grid import OUT, Grid
 from normkit.lab.models import MODELS, NORMS, PLACEMENTS, USUAL, build, check_ghosts, least_batch
-from normkit.lab.records import Epoch, Run, Settings
+from normkit.lab.records import Epoch, Record, Run, Settings
+from normkit.lab.remote import Workers
 from normkit.lab.scaling import SCALINGS, scale
 from normkit.lab.store import Store
 from normkit.lab.train import ALONE, OPTIMIZERS, train
 
-# Called before each run (without an epoch) and after each of its epochs, with the epochs done of the plan.
+# Called before each run (with workers once before all), without an epoch, and after each of its epochs, with the epochs
+# done of the plan.
 OnProgress = Callable[[int, Settings, "Epoch | None"], None]
+
+_NAMED = 3  # of the runs that failed
+
+
+class UnfinishedError(RuntimeError):
+    """Runs that could not be trained, a line for each; what the store has of the others is kept."""
+
+    def __init__(self, lines: list[str], of: int) -> None:
+        more = [f"{len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+        last = f"{len(lines)} of {of} runs are not finished, so nothing is compared; the same command tries them again"
+        self.lines = [*lines[:_NAMED], *more, last]
+        super().__init__("; ".join(self.lines))
 
 
 @dataclass(frozen=True)
@@ -94,13 +108,27 @@ def plan(grid: Grid, processes: int = 1) -> Plan:
     return result
 
 
-def carry_out(plan: Plan, out: Path, on_progress: OnProgress | None = None, crew: Crew = ALONE) -> Comparison:
+def carry_out(
+    plan: Plan,
+    out: Path,
+    on_progress: OnProgress | None = None,
+    crew: Crew = ALONE,
+    workers: Workers | None = None,
+) -> Comparison:
     """Train the runs of a plan that the store in `out` lacks, and compare them all.
 
-    In a crew every process calls it, and the first one alone opens the store.
+    In a crew every process calls it, and the first one alone opens the store. With workers this process trains
+    nothing, and records what they train.
+
+    Raises:
+        UnfinishedError: runs that workers could not train.
     """
     with Store(out) if crew.leads else nullcontext() as store:
-        runs = complete(plan, store, on_progress, crew)
+        if workers is not None:
+            assert store is not None
+            runs = complete_by(workers, plan, store, on_progress)
+        else:
+            runs = complete(plan, store, on_progress, crew)
     samples = len(plan.dataset.y_val)
     return summarize(runs, samples=samples, chance=plan.chance, target=plan.grid.target)
 
@@ -121,6 +149,40 @@ def complete(
 
         runs.append(train(settings, plan.dataset, store, on_epoch, crew))
     return runs
+
+
+def complete_by(
+    workers: Workers, plan: Plan, store: Store, on_progress: OnProgress | None = None
+) -> list[Run]:
+    """All runs of a plan, those trained by workers that the store lacks.
+
+    Raises:
+        UnfinishedError: runs that could not be trained; all others are in the store.
+    """
+    report = on_progress or (lambda done, settings, epoch: None)
+    known = {settings: store.run(settings) for settings in plan.settings}
+    passed = {settings: _passed(run.epochs[-1], settings) if run else 0 for settings, run in known.items()}
+    done = sum(passed.values())
+
+    def on_record(record: Record) -> None:
+        nonlocal done
+        settings = record.settings
+        for epoch in record.epochs:
+            before, passed[settings] = passed[settings], _passed(epoch, settings)
+            done += passed[settings] - before
+            report(done, settings, epoch)
+
+    missing = [settings for settings, run in known.items() if run is None or run.status == "unfinished"]
+    report(done, (missing or plan.settings)[0], None)
+    failed = workers.train(missing, plan.dataset, store, on_record)
+    if failed:
+        raise UnfinishedError([f"{outcome.task}: {outcome.problem}" for outcome in failed], len(known))
+    return [run for settings in plan.settings if (run := store.run(settings))]
+
+
+def _passed(last: Epoch, settings: Settings) -> int:
+    """Epochs of the plan that are over after this one: a run that diverges has no more."""
+    return settings.epochs if last.diverged else last.number
 
 
 def check_out(out: Path) -> None:

@@ -43,7 +43,7 @@ class Row:
     loss: Estimate | None  # final, on the validation split
     gap: Estimate | None  # final accuracy, training minus validation, in percentage points
     loss_gap: Estimate | None  # final loss, validation minus training
-    milliseconds: Estimate | None  # per optimizer step, of the median epoch
+    milliseconds: Estimate | None  # per optimizer step, of the median epoch; see `Comparison.timed`
     best: bool = False  # the learning rate of this norm with the lowest final validation loss
 
 
@@ -78,6 +78,11 @@ class Comparison:
     def trained(self) -> bool:
         """Whether any run came to its end: false where all diverged."""
         return any(row.diverged < len(row.runs) for row in self.rows)
+
+    @property
+    def timed(self) -> bool:
+        """Whether each run had the machine to itself, so that times per step tell something."""
+        return not any(epoch.shared for row in self.rows for run in row.runs for epoch in run.epochs)
 
     @property
     def best_rows(self) -> tuple[Row, ...]:

@@ -8,17 +8,20 @@ second at most, and a power cut costs what was committed since, and never the fi
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 
 from normkit.errors import InputError
 
 _EVERY = 1.0  # seconds between two waits for the disk
 
 
-def connect(path: Path, schema: str, version: int, what: str) -> sqlite3.Connection:
+def connect(
+    path: Path, schema: str, version: int, what: str, upgrades: Mapping[int, str] = MappingProxyType({})
+) -> sqlite3.Connection:
     """Open a file, or make it, and its folder. A kill lets go of it.
 
     Args:
@@ -26,6 +29,7 @@ def connect(path: Path, schema: str, version: int, what: str) -> sqlite3.Connect
         schema: statements that make the tables of a new file.
         version: of the schema; kept in SQLite's user_version.
         what: what is in the file, for a person.
+        upgrades: by an older version that may be found, the statements that make the next one of it.
 
     Raises:
         InputError: a file that cannot be written, is something else or of a newer version, or is in use.
@@ -35,14 +39,21 @@ def connect(path: Path, schema: str, version: int, what: str) -> sqlite3.Connect
         database = sqlite3.connect(path, timeout=1.0)
     try:
         with one_line(path):
-            _open(database, path, schema, version, what)
+            _open(database, path, schema, version, what, upgrades)
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _open(database: sqlite3.Connection, path: Path, schema: str, version: int, what: str) -> None:
+def _open(
+    database: sqlite3.Connection,
+    path: Path,
+    schema: str,
+    version: int,
+    what: str,
+    upgrades: Mapping[int, str],
+) -> None:
     database.execute("PRAGMA locking_mode = EXCLUSIVE")
     (found,) = database.execute("PRAGMA user_version").fetchone()
     (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -51,12 +62,13 @@ def _open(database: sqlite3.Connection, path: Path, schema: str, version: int, w
             f"{path}: made by a newer normkit (store version {found}, this one knows {version}): "
             "update normkit, or choose another folder"
         )
-    if tables and found < version:
+    if tables and found < version and found not in upgrades:
         raise InputError(f"{path}: an SQLite database, but not {what}: choose another folder")
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA foreign_keys = ON")
-    if not tables:
-        database.executescript(f"BEGIN; {schema} PRAGMA user_version = {version}; COMMIT;")
+    statements = "".join(upgrades[older] for older in range(found, version)) if tables else schema
+    if statements:
+        database.executescript(f"BEGIN; {statements} PRAGMA user_version = {version}; COMMIT;")
 
 
 class Disk:

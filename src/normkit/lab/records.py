@@ -60,6 +60,7 @@ class Epoch:
     seconds: float  # of training alone, evaluation left out
     measurements: tuple[Measurement, ...]
     diverged: bool  # a loss that is not finite ends the run in this epoch
+    shared: bool = False  # the machine, with other runs: the seconds then say nothing of this one
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,22 @@ class Run:
     parameters: int
     epochs: tuple[Epoch, ...]
     status: Literal["unfinished", "finished", "diverged"]
+
+    @classmethod
+    def of(cls, settings: Settings, parameters: int, epochs: tuple[Epoch, ...]) -> Run:
+        """A run with the status that its epochs give it."""
+        if epochs[-1].diverged:
+            return cls(settings, parameters, epochs, "diverged")
+        return cls(
+            settings, parameters, epochs, "finished" if len(epochs) == settings.epochs else "unfinished"
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is recorded of a run at once: epochs that follow each other, and the state after the last of them."""
+
+    settings: Settings
+    parameters: int
+    epochs: tuple[Epoch, ...]
+    state: bytes  # of model, optimizer and generators, as safetensors

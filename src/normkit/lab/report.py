@@ -46,6 +46,7 @@ def render(comparison: Comparison, *, command: str) -> str:
         target=comparison.target,
         target_share=TARGET_SHARE,
         chance=comparison.chance,
+        timed=comparison.timed,
         grain=_grain(comparison),
         settings=_settings(comparison),
         command=command,

@@ -28,9 +28,9 @@ import safetensors.torch
 import torch
 
 from normkit.lab.database import Disk, connect, one_line
-from normkit.lab.records import Epoch, Measurement, Run, Settings
+from normkit.lab.records import Epoch, Measurement, Record, Run, Settings
 
-VERSION = 1  # of the schema
+VERSION = 2  # of the schema
 EVERY = 1.0  # seconds of training between two states
 
 _SCHEMA = """
@@ -46,6 +46,7 @@ CREATE TABLE epochs (
     seconds REAL NOT NULL,
     diverged INTEGER NOT NULL,
     state TEXT NOT NULL,  -- sha256 of model, optimizer and generators after it; '' where a later one came along
+    shared INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run, number)
 );
 CREATE TABLE measurements (
@@ -60,6 +61,7 @@ CREATE TABLE measurements (
     FOREIGN KEY (run, epoch) REFERENCES epochs (run, number) ON DELETE CASCADE
 );
 """
+_UPGRADES = {1: "ALTER TABLE epochs ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;"}
 
 
 class Store:
@@ -76,7 +78,7 @@ class Store:
     def __init__(self, out: Path, every: float = EVERY) -> None:
         self._path = out / "runs.sqlite"
         self._states = out / "states"
-        self._db = connect(self._path, _SCHEMA, VERSION, "a store of runs")
+        self._db = connect(self._path, _SCHEMA, VERSION, "a store of runs", _UPGRADES)
         self._disk = Disk(self._db)
         self._every, self._recorded = every, monotonic()
         try:
@@ -112,9 +114,13 @@ class Store:
         epochs: Sequence[Epoch],
         state: dict[str, torch.Tensor],
     ) -> None:
-        """Record epochs that follow each other. The state after the last is kept; of an ended run, its digest alone."""
-        data = safetensors.torch.save(state)
-        first, last = epochs[0], epochs[-1]
+        """Record epochs that follow each other, and the state after the last."""
+        self.keep(Record(settings, parameters, tuple(epochs), safetensors.torch.save(state)))
+
+    def keep(self, record: Record) -> None:
+        """Record them as they come from a run. The state of an ended run is not kept, its digest alone."""
+        settings, data = record.settings, record.state
+        first, last = record.epochs[0], record.epochs[-1]
         ends = last.diverged or last.number == settings.epochs
         with one_line(self._path.parent):
             due = self._disk.due()
@@ -122,12 +128,17 @@ class Store:
                 self._states.mkdir(exist_ok=True)
                 _write_whole(self._state_path(settings.key, last.number), data, wait=due)
             with self._db:
-                self._insert(settings, parameters, epochs, hashlib.sha256(data).hexdigest())
+                self._insert(record, hashlib.sha256(data).hexdigest())
             self._state_path(settings.key, first.number - 1).unlink(missing_ok=True)
         self._recorded = monotonic()
 
     def state(self, settings: Settings) -> dict[str, torch.Tensor] | None:
-        """The state that an unfinished run continues from, or None where it begins.
+        """The state that an unfinished run continues from, or None where it begins; see `packed_state`."""
+        data = self.packed_state(settings)
+        return None if data is None else safetensors.torch.load(data)
+
+    def packed_state(self, settings: Settings) -> bytes | None:
+        """The same as safetensors.
 
         A state that was lost or damaged costs the run's epochs, not its result: they are dropped, with a
         warning, and training them again gives the same.
@@ -141,7 +152,7 @@ class Store:
             path = self._state_path(settings.key, number)
             data = path.read_bytes() if path.exists() else b""
             if hashlib.sha256(data).hexdigest() == digest:
-                return safetensors.torch.load(data)
+                return data
             with self._db:
                 self._db.execute("DELETE FROM runs WHERE key = ?", [settings.key])
         warnings.warn(f"{path} is lost or damaged: its run begins again", stacklevel=2)
@@ -157,13 +168,14 @@ class Store:
     def _state_path(self, key: str, epoch: int) -> Path:
         return self._states / f"{key}-{epoch}.safetensors"
 
-    def _insert(self, settings: Settings, parameters: int, epochs: Sequence[Epoch], state: str) -> None:
+    def _insert(self, record: Record, state: str) -> None:
+        settings, epochs = record.settings, record.epochs
         key, text = settings.key, json.dumps(vars(settings))
-        self._db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", [key, text, parameters])
+        self._db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", [key, text, record.parameters])
         self._db.executemany(
-            "INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO epochs (run, number, steps, seconds, diverged, state, shared) VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (key, e.number, e.steps, e.seconds, e.diverged, state if e is epochs[-1] else "")
+                (key, e.number, e.steps, e.seconds, e.diverged, state if e is epochs[-1] else "", e.shared)
                 for e in epochs
             ],
         )
@@ -190,17 +202,13 @@ class Store:
         ):
             measured.setdefault(number, []).append(Measurement(*values))
         rows = self._db.execute(
-            "SELECT number, steps, seconds, diverged FROM epochs WHERE run = ? ORDER BY number", [key]
+            "SELECT number, steps, seconds, diverged, shared FROM epochs WHERE run = ? ORDER BY number", [key]
         )
         epochs = tuple(
-            Epoch(number, steps, seconds, tuple(measured.get(number, ())), bool(diverged))
-            for number, steps, seconds, diverged in rows
+            Epoch(number, steps, seconds, tuple(measured.get(number, ())), bool(diverged), bool(shared))
+            for number, steps, seconds, diverged, shared in rows
         )
-        if epochs[-1].diverged:
-            return Run(settings, parameters, epochs, "diverged")
-        return Run(
-            settings, parameters, epochs, "finished" if len(epochs) == settings.epochs else "unfinished"
-        )
+        return Run.of(settings, parameters, epochs)
 
 
 def _write_whole(path: Path, data: bytes, *, wait: bool) -> None:

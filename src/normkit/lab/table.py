@@ -48,9 +48,10 @@ def steps(value: StepsToTarget) -> str:
 
 
 def header(comparison: Comparison) -> list[str]:
-    """The columns: those for the learning rate and for diverged runs only where they tell something."""
+    """The columns: those for the learning rate, times and diverged runs only where they tell something."""
     names = ["norm", "lr"] if _several_lrs(comparison) else ["norm"]
-    names += [f"steps to {100 * comparison.target:.1f}%", "accuracy, %", "loss", "gap, pts", "ms/step"]
+    names += [f"steps to {100 * comparison.target:.1f}%", "accuracy, %", "loss", "gap, pts"]
+    names += ["ms/step"] if comparison.timed else []
     return [*names, "diverged"] if _any_diverged(comparison) else names
 
 
@@ -64,8 +65,9 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
         plus_minus(row.accuracy, 1, scale=100),
         plus_minus(row.loss, 3),
         plus_minus(row.gap, 1),
-        plus_minus(row.milliseconds, 2),
     ]
+    if comparison.timed:
+        values.append(plus_minus(row.milliseconds, 2))
     if _any_diverged(comparison):
         values.append(f"{row.diverged} of {len(row.runs)}" if row.diverged else "")
     return values
@@ -100,6 +102,8 @@ def legend(comparison: Comparison) -> str:
         parts.append("* has the lowest final validation loss of its norm")
     if _any_diverged(comparison):
         parts.append("diverged runs are left out of final values")
+    if not comparison.timed:
+        parts.append("no time per step, as runs shared the machine")
     return "; ".join(parts) + "."
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from normkit.lab.crew import Crew
 from normkit.lab.data import Dataset
 from normkit.lab.models import begin, build, check_ghosts, least_batch
 from normkit.lab.records import Epoch, Measurement, Run, Settings
-from normkit.lab.store import Store
 
 OPTIMIZERS = ("adam", "sgd")
 ALONE = Crew()
@@ -26,10 +26,36 @@ ALONE = Crew()
 _EVALUATION_BATCH = 1024
 
 
+class Keeper(Protocol):
+    """What keeps a run: the store, or in a worker what sends it there."""
+
+    def run(self, settings: Settings) -> Run | None:
+        """The run as far as it is known."""
+        ...
+
+    def state(self, settings: Settings) -> dict[str, torch.Tensor] | None:
+        """What it continues from, or None where it begins."""
+        ...
+
+    def due(self) -> bool:
+        """Whether it is time to record."""
+        ...
+
+    def record(
+        self,
+        settings: Settings,
+        parameters: int,
+        epochs: Sequence[Epoch],
+        state: dict[str, torch.Tensor],
+    ) -> None:
+        """Keep epochs that follow each other, and the state after the last."""
+        ...
+
+
 def train(
     settings: Settings,
     dataset: Dataset,
-    store: Store | None,
+    store: Keeper | None,
     on_epoch: Callable[[Settings, Epoch], None] | None = None,
     crew: Crew = ALONE,
 ) -> Run:
