@@ -136,6 +136,21 @@ def test_env_prints_the_facts(capsys: pytest.CaptureFixture[str]) -> None:
         (["--target", "0.1"], "--target must be above chance, 0.103 here, got 0.1"),
         (["--device", "tpu"], "--device tpu is not available ...: use cpu"),
         (["--device", "meta"], "--device must be cpu or cuda, got meta"),
+        (["--workers", "0"], "--workers must be 1 or more, got 0"),
+        (
+            ["--workers", "2", "--ray", "here:1"],
+            "--workers are processes of this machine, --ray has its own: ...",
+        ),
+        (
+            ["--workers", "2", "--device", "cuda"],
+            "--workers trains on the cores of CPUs, got --device cuda: use --device cpu, or leave --workers out",
+        ),
+        (
+            ["--ray", "here:1", "--device", "cuda"],
+            "--ray trains on the cores of CPUs, got --device cuda: use --device cpu, or leave --ray out",
+        ),
+        (["--ray", "here"], "--ray must be HOST:PORT of the cluster's head, got 'here'"),
+        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: no answer (...): is `ray start --head` up there?"),
         (["--epochs", "many"], "Invalid value for '--epochs': ..."),
         (["--epoch", "1"], "No such option: --epoch..."),
     ],
@@ -224,7 +239,8 @@ def test_command_spells_out_every_option(tmp_path: Path) -> None:
     words = shlex.split(Grid(norms=("none", "batch"), target=0.5).command(tmp_path / "a b"))
     given = dict(zip(words[2::2], words[3::2], strict=True))
     options = {option.opts[0] for option in typer.main.get_command(app).commands["compare"].params}
-    assert set(given) == options - {"--export", "--tensorboard"}  # the same answer, for other readers
+    # The same answer, for other readers and by other processes.
+    assert set(given) == options - {"--export", "--tensorboard", "--workers", "--ray"}
     assert (given["--norms"], given["--out"]) == ("none,batch", str(tmp_path / "a b"))
 
 

@@ -1,4 +1,4 @@
-"""`normkit study --ray` on a real Ray, started for this and ended after it."""
+"""`normkit study --ray` and `compare --ray` on a real Ray, started for this and ended after it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import made_studies
 import pytest
+from test_compare_workers import recorded
+from test_compare_workers import start as start_normkit
 from test_study_command import complete, kept
 
 MARKS = "NORMKIT_TEST_MARKS"
@@ -78,6 +80,23 @@ def test_a_cluster_measures_the_same_and_tries_again_what_was_killed(
     here = sorted(result for _, result in kept(tmp_path / "here"))
     for study in ("killed", "made"):
         assert sorted(result for name, result in kept(tmp_path / "ray") if name == study) == here
+
+
+def test_a_cluster_trains_the_same_runs(cluster: tuple[str, Path], tmp_path: Path) -> None:
+    address, _ = cluster
+    arguments = ["compare", "--model", "mlp", "--norms", "none,batch", "--epochs", "2", "--seeds", "1"]
+    for out, more in (("here", []), ("ray", ["--ray", address])):
+        process = start_normkit(*arguments, *more, "--out", str(tmp_path / out))
+        shown, said = process.communicate(timeout=240)
+        assert (process.returncode, said) == (0, "")
+        assert ("ms/step" in shown) == (out == "here")
+    assert recorded(tmp_path / "ray") == recorded(tmp_path / "here")
+    process = start_normkit(
+        *arguments, "--ray", address, "--threads", "3", "--out", str(tmp_path / "threads")
+    )
+    shown, said = process.communicate(timeout=240)
+    assert (process.returncode, shown) == (2, "")
+    assert said == "normkit: --threads must be at most the 2 CPUs of the cluster's largest machine, got 3\n"
 
 
 @pytest.mark.slow  # it is given half a minute

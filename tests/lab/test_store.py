@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -231,6 +232,50 @@ def test_a_newer_store_is_left_as_it_is(tmp_path: Path) -> None:
     assert f"made by a newer normkit (store version {VERSION + 1}, this one knows {VERSION})" in message
     assert str(tmp_path / "runs.sqlite") in message
     assert contents(tmp_path) == before
+
+
+# As the first version made its files, which had no mark of epochs whose runs shared the machine.
+FIRST_VERSION = """
+CREATE TABLE runs (key TEXT PRIMARY KEY NOT NULL, settings TEXT NOT NULL, parameters INTEGER NOT NULL);
+CREATE TABLE epochs (
+    run TEXT NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+    number INTEGER NOT NULL, steps INTEGER NOT NULL, seconds REAL NOT NULL, diverged INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (run, number)
+);
+CREATE TABLE measurements (
+    run TEXT NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
+    train_loss REAL NOT NULL, train_accuracy REAL NOT NULL, val_loss REAL NOT NULL, val_accuracy REAL NOT NULL,
+    PRIMARY KEY (run, step), FOREIGN KEY (run, epoch) REFERENCES epochs (run, number) ON DELETE CASCADE
+);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_store_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    with Store(tmp_path / "now") as store:
+        store.record(SETTINGS, 42, [epoch(1)], STATE)
+    shutil.copytree(tmp_path / "now" / "states", tmp_path / "old" / "states")
+    with reading(tmp_path / "old") as database, reading(tmp_path / "now") as now:
+        database.executescript(FIRST_VERSION)
+        for name, columns in (
+            ("runs", "*"),
+            ("epochs", "run, number, steps, seconds, diverged, state"),
+            ("measurements", "*"),
+        ):
+            rows = now.execute(f"SELECT {columns} FROM {name}").fetchall()
+            database.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        database.commit()
+    with Store(tmp_path / "old") as store:
+        run = store.run(SETTINGS)
+        assert run is not None
+        assert run.epochs == (epoch(1),)
+        assert store.state(SETTINGS) is not None
+        store.record(SETTINGS, 42, [dataclasses.replace(epoch(2), shared=True)], STATE)
+    with Store(tmp_path / "old") as store:
+        run = store.run(SETTINGS)
+        assert run is not None
+        assert [epoch.shared for epoch in run.epochs] == [False, True]
 
 
 def test_a_database_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:

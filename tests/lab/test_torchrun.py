@@ -92,10 +92,20 @@ def tables(out: Path) -> tuple[list[tuple[str, str]], list[tuple[Any, ...]]]:
         return runs, database.execute("SELECT run, step, train_loss, val_loss FROM measurements").fetchall()
 
 
-def test_bad_input_gets_one_line(tmp_path: Path) -> None:
-    code, out, err = complete(*ARGUMENTS, "--batch-size", "3", "--out", str(tmp_path))
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--batch-size", "3"], "--batch-size must be two or more for each of 2 processes, got 3"),
+        (
+            ["--workers", "2"],
+            "--workers trains each run in one process, torchrun in 2: start without torchrun, or leave --workers out",
+        ),
+    ],
+)
+def test_bad_input_gets_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:
+    code, out, err = complete(*ARGUMENTS, *arguments, "--out", str(tmp_path))
     assert code != 0
     assert out == ""
     lines = [line for line in err.splitlines() if line.startswith("normkit: ")]
-    assert lines == ["normkit: --batch-size must be two or more for each of 2 processes, got 3"]
+    assert lines == [f"normkit: {line}"]
     assert [*tmp_path.iterdir()] == []
