@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_page_has_the_tables_of_the_comparison() -> None:
     assert rows_of(html, "norms") == shown
     assert rows_of(html, "contrasts") == [table.contrast_cells(c) for c in comparison.contrasts]
     assert COMMAND in html
+
+
+def test_runs_that_shared_the_machine_have_no_times() -> None:
+    """One epoch of one run is enough: the column would compare it with the others."""
+    alone = [*runs("none", CURVES), *runs("batch", CURVES)]
+    first = replace(alone[0].epochs[0], shared=True)
+    beside = [replace(alone[0], epochs=(first, *alone[0].epochs[1:])), *alone[1:]]
+    pages = [
+        report.render(summarize(made, samples=SAMPLES, chance=0.1), command=COMMAND)
+        for made in (alone, beside)
+    ]
+    for html, timed in zip(pages, (True, False), strict=True):
+        assert ("ms/step" in html) == timed
+        assert ("Time per step is that of the median epoch" in html) == timed
+        assert ("no time per step, as runs shared the machine" in html) == (not timed)
+        assert ("Time per step is left out" in html) == (not timed)
+        assert {len(row) for row in rows_of(html, "norms")} == {7 if timed else 6}
 
 
 def test_page_fetches_nothing() -> None:
