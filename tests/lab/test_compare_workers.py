@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_study_command import wait_until
 
 from normkit.lab import table
 from normkit.lab.compare import Plan, UnfinishedError, carry_out, complete, complete_by, plan
@@ -104,15 +105,16 @@ def test_what_workers_trained_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def children(process: int) -> list[int]:
-    """The workers of a process: its children that multiprocessing has spawned."""
+    """The workers of a process, its children that multiprocessing has spawned: first those that have worked most."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it ended while we looked
-            fields = stat.read_text().rpartition(")")[2].split()
-            ours = int(fields[1]) == process and fields[0] != "Z"
+            state, parent, *fields = stat.read_text().rpartition(")")[2].split()
+            ours = int(parent) == process and state != "Z"
             if ours and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
-                found.append(int(stat.parent.name))
-    return found
+                ticks = int(fields[9]) + int(fields[10])  # of the processor
+                found.append((ticks, int(stat.parent.name)))
+    return [worker for _, worker in sorted(found, reverse=True)]
 
 
 class Killer(threading.Thread):
@@ -134,8 +136,8 @@ class Killer(threading.Thread):
         while self.kills < KILLS and not self.over:
             if self._gets_on.wait(timeout=0.1):
                 time.sleep(chance.uniform(0, 0.1))
-                with suppress(IndexError):  # there is none, where all gave up
-                    os.kill(chance.choice(children(os.getpid())), signal.SIGKILL)
+                for worker in children(os.getpid())[:1]:  # not one that has only begun to start
+                    os.kill(worker, signal.SIGKILL)
                     self.kills += 1
                 self._gets_on.clear()
 
@@ -191,13 +193,6 @@ def test_a_run_whose_workers_are_killed_three_times_is_named(tmp_path: Path) -> 
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert "Report: " in out
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def test_interrupted_it_stops_and_goes_on(tmp_path: Path) -> None:

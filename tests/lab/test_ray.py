@@ -16,7 +16,9 @@ import made_studies
 import pytest
 from test_compare_workers import recorded
 from test_compare_workers import start as start_normkit
-from test_study_command import complete, kept
+from test_study_command import complete, grown, kept, wait_until
+
+from normkit.lab.store import Store
 
 MARKS = "NORMKIT_TEST_MARKS"
 
@@ -97,6 +99,23 @@ def test_a_cluster_trains_the_same_runs(cluster: tuple[str, Path], tmp_path: Pat
     shown, said = process.communicate(timeout=240)
     assert (process.returncode, shown) == (2, "")
     assert said == "normkit: --threads must be at most the 2 CPUs of the cluster's largest machine, got 3\n"
+
+
+def test_interrupted_on_a_cluster_it_keeps_what_has_ended(cluster: tuple[str, Path], tmp_path: Path) -> None:
+    address, _ = cluster
+    arguments = ["compare", "--model", "mlp", "--norms", "none,batch", "--epochs", "60", "--seeds", "3"]
+    process = start_normkit(*arguments, "--ray", address, "--out", str(tmp_path))
+    wait_until(lambda: grown(tmp_path / "runs.sqlite-wal", 8 * 4096))  # the first run is in
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60) == (
+        "",
+        "normkit: interrupted; finished runs are kept, the same command goes on\n",
+    )
+    assert process.returncode == 130
+    with Store(tmp_path) as store:
+        runs = store.runs()
+    assert 1 <= len(runs) < 6
+    assert {run.status for run in runs} == {"finished"}
 
 
 @pytest.mark.slow  # it is given half a minute

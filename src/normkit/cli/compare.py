@@ -165,10 +165,8 @@ def _carry_out(plan: Plan, out: Path, crew: Crew, workers: Workers | None) -> Co
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         if crew.leads:
-            print(
-                "normkit: interrupted; all but the last second is kept, the same command goes on",
-                file=sys.stderr,
-            )
+            kept = "all but the last second is kept" if workers is None else workers.kept
+            print(f"normkit: interrupted; {kept}, the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -53,6 +53,11 @@ class Workers:
         """
         return cls(cluster.connect(address, threads), beside=True, every=math.inf)
 
+    @property
+    def kept(self) -> str:
+        """What an interrupt leaves in the store, for a person."""
+        return "finished runs are kept" if math.isinf(self._every) else "all but the last second is kept"
+
     def train(
         self,
         settings: Iterable[Settings],
