@@ -152,4 +152,20 @@ A through(A z, A dy, Any a) {
     }
 }
 
+// Of both vectors of FF, or of one.
+template <class A, class Act>
+NORMKIT_INLINE A activated(A z, Act act) {
+    if constexpr (std::is_same_v<A, FF>)
+        return {activate(z.first, act), activate(z.second, act)};
+    else
+        return activate(z, act);
+}
+template <class A, class Act>
+NORMKIT_INLINE A passed_through(A z, A dy, Act act) {
+    if constexpr (std::is_same_v<A, FF>)
+        return {through(z.first, dy.first, act), through(z.second, dy.second, act)};
+    else
+        return through(z, dy, act);
+}
+
 }  // namespace normkit::NORMKIT_ISA

@@ -29,7 +29,7 @@ class Channels {
           layout_(call.N, call.C, call.S, call.mask, call.channels_last),
           group_(call.C / call.G),
           threads_(threads_for(call.N * call.C * call.S)),
-          rows_(call.C, group_, layout_.copies, layout_.spread),
+          rows_(call.C, group_, layout_.copies, layout_.spread, std::is_same_v<Layout, Columns<T>>),
           memory_(call.C * (layout_.chunks * 4 + 2) * int64_t(sizeof(double))) {
         double* next = memory_.template as<double>() + call.C * 4 * layout_.chunks;
         dz_ = call.gradient_sums ? call.gradient_sums : next;

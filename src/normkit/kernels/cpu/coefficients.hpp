@@ -74,20 +74,23 @@ inline bool fits_f32(double v) { return (v == 0) | ((std::fabs(v) > 0x1p-110) & 
 template <class T>
 class CoefficientRows {
    public:
-    // Channel c is at the columns c * spread + [0, spread), and the whole again `copies` times.
-    CoefficientRows(int64_t C, int64_t group, int64_t copies, int64_t spread)
+    // Channel c is at the columns c * spread + [0, spread), and the whole again `copies` times; lanes are columns, or
+    // all in one channel.
+    CoefficientRows(int64_t C, int64_t group, int64_t copies, int64_t spread, bool lanes_are_columns)
         : C_(C),
           group_(group),
           copies_(copies),
           spread_(spread),
+          twos_(by_twos<T> && lanes_are_columns),
           length_(ceil_div(C, L) * L),
           stride_(ceil_div(C * copies * spread, L) * L),
-          memory_(kRows * length_ * 8 + kFields * stride_ * 12 + length_ + stride_) {
+          memory_(kRows * length_ * 8 + kFields * stride_ * (twos_ ? 16 : 12) + length_ + stride_) {
         rows_ = memory_.template as<double>();
         by_.stride = stride_;
         by_.f64 = apart() ? row(kRows) : rows_;
         by_.f32 = reinterpret_cast<float*>(row(kRows) + kFields * stride_);
-        by_.wide = reinterpret_cast<uint8_t*>(by_.f32 + kFields * stride_);
+        by_.twos = by_.f32 + (twos_ ? kFields * stride_ : 0);
+        by_.wide = reinterpret_cast<uint8_t*>(by_.twos + kFields * stride_);
         wide_ = apart() ? by_.wide + stride_ : by_.wide;
         std::memset(by_.wide, 0, stride_);
     }
@@ -103,7 +106,7 @@ class CoefficientRows {
     void shift(int64_t c0, int64_t c1, bool wide) const {
         std::fill(wide_ + c0, wide_ + c1, wide);
         if (apart()) expand(by_.wide, wide_, c0, c1), expand(by_.row<double>(kShift), row(kShift), c0, c1);
-        if constexpr (is_half<T>) expand(by_.row<float>(kShift), row(kShift), c0, c1);
+        if constexpr (is_half<T>) publish_f32(kShift, c0, c1);
     }
 
     // z = scale (x - hi) + bias, xhat = rstd (x - hi) + end, with a mean and a variance for each group.
@@ -161,7 +164,9 @@ class CoefficientRows {
 
    private:
     enum { kLo = kFields, kVar, kRows };  // what hi leaves of the mean; the variance
-    const int64_t C_, group_, copies_, spread_, length_, stride_;
+    const int64_t C_, group_, copies_, spread_;
+    const bool twos_;
+    const int64_t length_, stride_;
     const Scratch memory_;
     double* rows_;
     uint8_t* wide_;  // per channel
@@ -196,13 +201,21 @@ class CoefficientRows {
         for (int64_t c = c0; c < c1; ++c) misfits += fits(c) ? 0 : 1;
         for (int64_t c = c0; misfits > 0 && c < c1; ++c) wide_[c] |= !fits(c);
     }
+    void publish_f32(int field, int64_t c0, int64_t c1) const {
+        float* columns = by_.row<float>(field);
+        expand(columns, row(field), c0, c1);
+        if (!twos_) return;
+        float* twos = by_.twos + field * stride_;
+        const int64_t j0 = copies_ > 1 ? 0 : c0 * spread_, j1 = copies_ > 1 ? C_ * copies_ : c1 * spread_;
+        for (int64_t j = j0; j + 2 * L <= j1; j += 2 * L)
+            for (int i = 0; i < L; ++i) twos[j + i] = columns[j + 2 * i], twos[j + L + i] = columns[j + 2 * i + 1];
+    }
     // Columns in f64 are there where a pass reads them.
     void publish(int64_t c0, int64_t c1, int field0, int field1) const {
         bool wide = true;
         if constexpr (!std::is_same_v<T, double>) {
             wide = std::any_of(wide_ + c0, wide_ + c1, [](uint8_t flag) { return flag != 0; });
-            for (int field = field0; field < field1; ++field)
-                expand(by_.row<float>(field), row(field), c0, c1);
+            for (int field = field0; field < field1; ++field) publish_f32(field, c0, c1);
         }
         if (!apart()) return;
         expand(by_.wide, wide_, c0, c1);

@@ -16,7 +16,7 @@ namespace normkit::NORMKIT_ISA {
 template <class T>
 class Columns {
    public:
-    static constexpr int64_t unit = L;
+    static constexpr int64_t unit = by_twos<T> ? 2 * L : L;
     const int64_t N, C, S;
     int64_t copies, spread;
     int64_t chunks;
@@ -24,7 +24,7 @@ class Columns {
     Columns(int64_t N, int64_t C, int64_t S, const uint8_t* mask, bool channels_last)
         : N(N), C(C), S(S), copies(1), spread(channels_last ? 1 : S), channels_last_(channels_last), mask_(mask) {
         if (channels_last && !mask && C < 256)
-            while (copies * C % L || copies * C < 8 * L) copies *= 2;
+            while (copies * C % unit || copies * C < 8 * L) copies *= 2;
         columns_ = C * copies * spread;
         rows_ = N * S * C / columns_;
         rest_ = N * S * C % columns_;
@@ -42,7 +42,7 @@ class Columns {
         return channels_last_ ? (n * S + s) * C + c : (n * C + c) * S + s;
     }
     bool can_stream(const void* p) const {  // every vector is aligned, or none can be
-        return columns_ % L == 0 && reinterpret_cast<uintptr_t>(p) % (L * sizeof(T)) == 0;
+        return columns_ % unit == 0 && reinterpret_cast<uintptr_t>(p) % (unit * sizeof(T)) == 0;
     }
 
     // Few rows: each thread takes channels of its own. Many: all take rows of all channels.
@@ -80,6 +80,10 @@ class Columns {
     // Tiles that share one load of the coefficients, one load and store of the sums: of few rows all, of many as many
     // as stay in the nearest cache while it goes over their columns.
     static constexpr int64_t kMostTiles = 8, kNear = 16 << 10;
+    template <class Pass>
+    static constexpr bool writes = std::is_same_v<typename Pass::Result, NoSums>;
+    template <int rows>
+    using Rows = std::integral_constant<int, rows>;
     int64_t tiles_;
     const bool channels_last_;
     const uint8_t* mask_;                         // of rows; small planes with a mask are left to Planes
@@ -87,49 +91,69 @@ class Columns {
 
     template <class Pass>
     void walk(const Pass& pass, const Coefficients& by, int64_t chunk, int64_t j0, int64_t j1, Totals of) const {
-        bool wide = false;
+        bool wide = Pass::f64_alone;
         for (int64_t j = j0; j < j1; ++j) wide |= by.wide[j] != 0;
-        int64_t r = chunk * chunk_rows_;
-        const int64_t r1 = std::min(rows_, r + chunk_rows_);
+        const int64_t r0 = chunk * chunk_rows_, r1 = std::min(rows_, r0 + chunk_rows_);
         if (mask_) {
-            for (; r < r1; ++r) {
+            for (int64_t r = r0; r < r1; ++r) {
                 if (mask_[r])
-                    walk_rows<1>(pass, by, wide, r, 1, 1, j0, j1, of, All{});
-                else if (std::is_same_v<typename Pass::Result, NoSums>)
-                    walk_rows<1>(pass, by, wide, r, 1, 1, j0, j1, of, Masked{L, I{}});
+                    walk_mixed<1>(pass, by, r, 1, 1, j0, j1, of, All{});
+                else if (writes<Pass>)
+                    walk_mixed<1>(pass, by, r, 1, 1, j0, j1, of, Masked{L, I{}});
             }
             return;
         }
-        if constexpr (std::is_same_v<typename Pass::Result, NoSums>) {
+        const bool last = chunk == chunks - 1;
+        if constexpr (!Pass::f64_alone) {
+            const auto in_f32 = [&](const auto& settled) {
+                each_tile<Pass>(r0, r1, j1, last, [&](auto rows, int64_t r, int64_t tiles, int64_t apart, int64_t j1) {
+                    walk_tiles<decltype(rows)::value, F>(settled, by, r, tiles, apart, j0, j1, of, All{});
+                });
+            };
+            if constexpr (writes<Pass>) {
+                if (!wide) return pass.settled(in_f32);
+            } else {
+                if (!wide) return in_f32(pass);
+            }
+        }
+        each_tile<Pass>(r0, r1, j1, last, [&](auto rows, int64_t r, int64_t tiles, int64_t apart, int64_t j1) {
+            walk_mixed<decltype(rows)::value>(pass, by, r, tiles, apart, j0, j1, of, All{});
+        });
+    }
+
+    // body(rows, r, tiles, apart, j1) for so many tiles of `rows` rows that are `apart`, from row r, up to column j1:
+    // all of the rows [r, r1), and of what remains after the last.
+    template <class Pass, class Body>
+    NORMKIT_INLINE void each_tile(int64_t r, int64_t r1, int64_t j1, bool last, const Body& body) const {
+        if constexpr (writes<Pass>) {
             // Beyond the cache, rows shorter than a page are written as so many runs through memory side by side, each in
             // order, which the processor foresees. An odd number apart: runs that begin at one place of a page share its
             // cache lines.
             const int64_t bytes = N * C * S * int64_t(sizeof(T));
             const bool side_by_side = columns_ * int64_t(sizeof(T)) < kPage && r1 - r > 2 * kWritten && leaves_cache(4 * bytes);
             const int64_t runs = side_by_side ? ((r1 - r) / kWritten - 1) | 1 : (r1 - r) / kWritten;
-            for (int64_t i = 0; i < runs; ++i) {
-                const int64_t first = side_by_side ? r + i : r + i * kWritten, apart = side_by_side ? runs : 1;
-                walk_rows<kWritten>(pass, by, wide, first, 1, apart, j0, j1, of, All{});
-            }
+            const int64_t apart = side_by_side ? runs : 1, step = side_by_side ? 1 : kWritten;
+            for (int64_t i = 0; i < runs; ++i) body(Rows<kWritten>{}, r + i * step, 1, apart, j1);
             r += kWritten * runs;
         } else {
             while (r + kTile <= r1) {
                 const int64_t tiles = std::min(tiles_, (r1 - r) / kTile);
-                walk_rows<kTile>(pass, by, wide, r, tiles, 1, j0, j1, of, All{});
+                body(Rows<kTile>{}, r, tiles, 1, j1);
                 r += tiles * kTile;
             }
         }
-        if (r < r1) walk_rows<1>(pass, by, wide, r, r1 - r, 1, j0, j1, of, All{});
-        if (chunk == chunks - 1 && rest_ > 0) walk_rows<1>(pass, by, wide, rows_, 1, 1, j0, rest_, of, All{});
+        if (r < r1) body(Rows<1>{}, r, r1 - r, 1, j1);
+        if (last && rest_ > 0) body(Rows<1>{}, rows_, 1, 1, rest_);
     }
 
-    // Tiles of `rows` rows that are `apart`, from row r.
+    // In f64 where it has to be, vector by vector, the same ones whoever asks.
     template <int rows, class Pass, class Lanes>
-    void walk_rows(const Pass& pass, const Coefficients& by, bool wide, int64_t r, int64_t tiles, int64_t apart, int64_t j0,
-                   int64_t j1, Totals of, Lanes lanes) const {
-        if constexpr (!Pass::f64_alone) {
-            if (!wide) return walk_tiles<rows, F>(pass, by, r, tiles, apart, j0, j1, of, lanes);
-            for (int64_t j = j0; j < j1; j += L) {  // vector by vector, the same ones whoever asks
+    void walk_mixed(const Pass& pass, const Coefficients& by, int64_t r, int64_t tiles, int64_t apart, int64_t j0,
+                    int64_t j1, Totals of, Lanes lanes) const {
+        if constexpr (Pass::f64_alone) {
+            walk_tiles<rows, D>(pass, by, r, tiles, apart, j0, j1, of, lanes);
+        } else {
+            for (int64_t j = j0; j < j1; j += L) {
                 const int64_t end = std::min(j1, j + L);
                 const Totals there = of.rows ? of.from(j - j0) : of;
                 if (std::any_of(by.wide + j, by.wide + end, [](uint8_t flag) { return flag != 0; }))
@@ -137,8 +161,6 @@ class Columns {
                 else
                     walk_tiles<rows, F>(pass, by, r, tiles, apart, j, end, there, lanes);
             }
-        } else {
-            walk_tiles<rows, D>(pass, by, r, tiles, apart, j0, j1, of, lanes);
         }
     }
 
@@ -147,6 +169,9 @@ class Columns {
                     Totals of, Lanes lanes) const {
         const int64_t width = apart * columns_, at = r * columns_;
         int64_t j = j0;
+        if constexpr (by_twos<T> && std::is_same_v<A, F> && std::is_same_v<Lanes, All>)
+            for (; j + 2 * L <= j1; j += 2 * L)
+                walk_vectors<rows, FF>(pass, by, at + j, width, tiles, j, of, j - j0, lanes);
         for (; j + L <= j1; j += L) walk_vectors<rows, A>(pass, by, at + j, width, tiles, j, of, j - j0, lanes);
         if (j == j1) return;
         if constexpr (std::is_same_v<Lanes, All>)
@@ -158,15 +183,16 @@ class Columns {
     NORMKIT_INLINE static void walk_vectors(const Pass& pass, const Coefficients& by, int64_t at, int64_t width,
                                             int64_t tiles, int64_t j, Totals of, int64_t i, Lanes lanes) {
         const typename Pass::template Coefficient<A> coefficient(ChannelPerLane{by, j});
-        constexpr bool writes = std::is_same_v<typename Pass::Result, NoSums>;
+        constexpr bool writes = Columns::writes<Pass>;
         const int64_t ahead = writes ? kAheadOfWrites / int64_t(sizeof(T)) : std::max<int64_t>(2, tiles) * rows * width;
-        typename Pass::Result sums;
+        std::conditional_t<std::is_same_v<A, FF> && !writes, TwoSums<T>, typename Pass::Result> sums;
         sums.read(of, i);
-        for (int64_t tile = 0; tile < tiles; ++tile, at += rows * width) {
+        // Of what is written, rows that lie together are one tile, and the compiler is told so.
+        for (int64_t tile = 0; tile < (writes && rows > 1 ? 1 : tiles); ++tile, at += rows * width) {
             typename Pass::template Addend<A> addend{};
             for (int row = 0; row < rows; ++row)
                 if (rows > 1) pass.prefetch(at + row * width + ahead);
-            if constexpr (rows > 1 && writes && std::is_same_v<Lanes, All>) {
+            if constexpr (rows > 1 && writes && std::is_same_v<Lanes, All> && !std::is_same_v<A, FF>) {
                 for (int row = 0; row < rows; row += 2)
                     pass.template apply_two<A>(at + row * width, at + (row + 1) * width, coefficient, addend);
             } else {

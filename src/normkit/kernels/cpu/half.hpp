@@ -19,12 +19,12 @@ NORMKIT_INLINE F from_half(bf16, Words h) {
 NORMKIT_INLINE F from_half(bf16, Words h) { return bits<F>(to_u32(h) << 16); }
 #endif
 
-// Every NaN becomes the quiet one.
-NORMKIT_INLINE Words to_half(bf16, F v) {
+// In the upper halves. Every NaN becomes the quiet one.
+NORMKIT_INLINE U rounded_to_bf16(F v) {
     const U b = bits<U>(v);
-    const U rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-    return to_u16((v == v) ? rounded : U{} + 0x7fc0);
+    return (v == v) ? b + 0x7fff + ((b >> 16) & 1) : U{} + 0x7fc00000;
 }
+NORMKIT_INLINE Words to_half(bf16, F v) { return to_u16(rounded_to_bf16(v) >> 16); }
 
 #if defined(__AVX512F__)
 NORMKIT_INLINE F from_half(f16, Words h) { return _mm512_cvtph_ps(bits<__m256i>(h)); }
@@ -65,7 +65,7 @@ NORMKIT_INLINE WordPairs to_half(T, F a, F b) {
 // bf16 in arithmetic on words, a third of the instructions: the carry out of the lower half is the top bit of an
 // average. It saturates, so that a NaN stays one. No comparison: those with a mask for a result are slow.
 template <size_t... i>
-NORMKIT_INLINE WordPairs round_pairs(F a, F b, std::index_sequence<i...>) {
+WordPairs round_pairs(F a, F b, std::index_sequence<i...>) {
     const WordPairs first = bits<WordPairs>(a), second = bits<WordPairs>(b);
     const WordPairs upper = __builtin_shufflevector(first, second, int(2 * i + 1)...);
     const WordPairs lower = __builtin_shufflevector(first, second, int(2 * i)...);
@@ -74,6 +74,9 @@ NORMKIT_INLINE WordPairs round_pairs(F a, F b, std::index_sequence<i...>) {
     const WordPairs sum = bits<WordPairs>(_mm512_adds_epu16(bits<__m512i>(upper | 0x8000), bits<__m512i>(carry)));
     return (sum & 0x7fff) | (upper & 0x8000);
 }
+[[gnu::noinline, gnu::cold]] inline WordPairs round_pairs(F a, F b) {
+    return round_pairs(a, b, std::make_index_sequence<2 * L>{});
+}
 
 // The processor's own rounding, where it has one, is a sixth of that, but takes subnormal numbers for zero: it is for
 // vectors without any. In assembly, because the compiler would want all of this file to be for such processors.
@@ -81,13 +84,29 @@ inline const int without_rounding = !__builtin_cpu_supports("avx512bf16");
 
 NORMKIT_INLINE WordPairs to_half(bf16, F a, F b) {
     constexpr int subnormal = 0x20;
-    const __mmask16 any = _mm512_fpclass_ps_mask(a, subnormal) | _mm512_fpclass_ps_mask(b, subnormal);
-    if (__builtin_expect((any | without_rounding) != 0, 0))
-        return round_pairs(a, b, std::make_index_sequence<2 * L>{});
+    if (__builtin_expect(without_rounding, 0)) return round_pairs(a, b, std::make_index_sequence<2 * L>{});
+    const __mmask16 in_a = _mm512_fpclass_ps_mask(a, subnormal), in_b = _mm512_fpclass_ps_mask(b, subnormal);
+    if (__builtin_expect(!_mm512_kortestz(in_a, in_b), 0)) return round_pairs(a, b);
     __m512i rounded;
     asm volatile("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(a), "v"(b));  // not ahead of the question
     return bits<WordPairs>(rounded);
 }
+#endif
+
+// bf16 comes apart by twos: the halves of a 32-bit word, without a shuffle.
+template <class T>
+constexpr bool by_twos = std::is_same_v<T, bf16>;
+
+NORMKIT_INLINE FF from_twos(U words) { return {bits<F>(words << 16), bits<F>(words & 0xffff0000)}; }
+#if defined(__AVX512BW__)
+template <size_t... i>
+NORMKIT_INLINE U to_twos(FF v, std::index_sequence<i...>) {
+    const WordPairs packed = to_half(bf16{}, v.first, v.second);
+    return bits<U>(__builtin_shufflevector(packed, packed, int(i / 2 + i % 2 * L)...));
+}
+NORMKIT_INLINE U to_twos(FF v) { return to_twos(v, std::make_index_sequence<2 * L>{}); }
+#else
+NORMKIT_INLINE U to_twos(FF v) { return rounded_to_bf16(v.first) >> 16 | (rounded_to_bf16(v.second) & 0xffff0000); }
 #endif
 
 }  // namespace normkit::NORMKIT_ISA

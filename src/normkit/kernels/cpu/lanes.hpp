@@ -60,6 +60,13 @@ struct D {
     NORMKIT_INLINE J operator<=(D v) const { return {low <= v.low, high <= v.high}; }
 };
 
+// 2 L lanes of f32: neighbours in memory that come apart by twos, the even ones first.
+struct FF {
+    F first, second;
+    NORMKIT_INLINE FF operator+(FF v) const { return {first + v.first, second + v.second}; }
+    NORMKIT_INLINE FF operator-(FF v) const { return {first - v.first, second - v.second}; }
+};
+
 // Which lanes an operation touches. keep() sets the others to zero.
 struct All {};
 struct First {  // the tail of a run
@@ -133,6 +140,10 @@ template <>
 NORMKIT_INLINE D splat<D>(double v) {
     return {v - HalfD{}, v - HalfD{}};
 }
+template <>
+NORMKIT_INLINE FF splat<FF>(double v) {
+    return {splat<F>(v), splat<F>(v)};
+}
 
 NORMKIT_INLINE F select(I yes, F a, F b) { return yes ? a : b; }
 NORMKIT_INLINE D select(J yes, D a, D b) { return {yes.low ? a.low : b.low, yes.high ? a.high : b.high}; }
@@ -160,7 +171,16 @@ NORMKIT_INLINE HalfD fma(HalfD a, HalfD b, HalfD c) {
     return a * b + c;
 #endif
 }
+NORMKIT_INLINE FF fma(FF a, FF b, FF c) { return {fma(a.first, b.first, c.first), fma(a.second, b.second, c.second)}; }
 NORMKIT_INLINE D fma(D a, D b, D c) { return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)}; }
+
+// The lanes in the order of memory.
+template <size_t... i>
+FF in_order(FF v, std::index_sequence<i...>) {
+    return {__builtin_shufflevector(v.first, v.second, int(i / 2 + i % 2 * L)...),
+            __builtin_shufflevector(v.first, v.second, int(L / 2 + i / 2 + i % 2 * L)...)};
+}
+NORMKIT_INLINE FF in_order(FF v) { return in_order(v, Whole{}); }
 
 NORMKIT_INLINE I lane_numbers() {
     I index;
@@ -170,6 +190,7 @@ NORMKIT_INLINE I lane_numbers() {
 NORMKIT_INLINE I first_lanes(int n) { return lane_numbers() < n; }
 NORMKIT_INLINE F keep(F v, All) { return v; }
 NORMKIT_INLINE D keep(D v, All) { return v; }
+NORMKIT_INLINE FF keep(FF v, All) { return v; }
 NORMKIT_INLINE F keep(F v, First lanes) { return select(first_lanes(lanes.n), v, F{}); }
 NORMKIT_INLINE D keep(D v, First lanes) { return select(widen(first_lanes(lanes.n)), v, D{}); }
 NORMKIT_INLINE F keep(F v, Masked lanes) { return select(lanes.kept, v, F{}); }

@@ -6,9 +6,10 @@
 //   InputGradientPass   dx = scale dz + b (x - hi) + c,  dresidual = dz
 //
 // A pass is called as pass.apply<A>(at, lanes, coefficients, sums), one that writes outputs as apply_two as well, whose
-// vectors are whole: at is the offset of the vector in memory, A
-// the type of the arithmetic: F, or D where f64_alone and for channels whose coefficients f32 cannot hold. It adds
-// Sums::most vectors at most to its Sums<A>, which then join its Result.
+// vectors are whole: at is the offset of the vector in memory, A the type of the arithmetic: F, FF for two vectors of
+// what comes apart by twos, or D where f64_alone and for channels whose coefficients f32 cannot hold. It adds
+// Addend::most vectors at most to its Addend<A>, which then joins its Result. What the loop of one that writes outputs
+// can know before it begins, which operands there are and whether it streams, is in the type of what settled() gives.
 // The mean is hi + lo to twice the bits of T, and the products of lo are part of bias, end and c. That loses nothing:
 // of x - hi and lo one is exact or beyond notice, as either x and hi are so close that x - hi is exact and 0 or twice lo
 // at least, or lo is below the last place of x - hi.
@@ -36,6 +37,7 @@ enum Field { kShift, kHi, kScale, kBias, kRstd, kEnd, kB, kC, kFields };
 struct Coefficients {
     double* f64;
     float* f32;
+    float* twos;   // those of f32 for FF, where T comes by twos and lanes are columns
     uint8_t* wide;  // per column: f32 does not do
     int64_t stride;
 
@@ -62,7 +64,12 @@ struct ChannelPerLane {
     int64_t c;
     template <class A>
     NORMKIT_INLINE A get(int field) const {
-        return load<A>(of.row<ElementOf<A>>(field) + c, All{});
+        if constexpr (std::is_same_v<A, FF>) {
+            const float* two = of.twos + field * of.stride + c;
+            return {load<F>(two, All{}), load<F>(two + L, All{})};
+        } else {
+            return load<A>(of.row<ElementOf<A>>(field) + c, All{});
+        }
     }
 };
 
@@ -78,11 +85,20 @@ struct Affine {
     NORMKIT_INLINE A operator()(A d) const { return fma(d, scale, bias); }
 };
 
+// body(std::true_type) or body(std::false_type).
+template <class Body>
+void decide(bool known, const Body& body) {
+    known ? body(std::true_type{}) : body(std::false_type{});
+}
+// Whether there are operands that need not be: a truth value, or bool for what is asked vector by vector.
+template <class Has>
+constexpr bool perhaps = !std::is_same_v<Has, std::false_type>;
+
 // Stores either way; pass.lead(at) elements are done first, so that streamed vectors are aligned.
-template <class T>
+template <class T, class Streamed = bool>
 struct Output {
     T* data;
-    bool streamed;
+    Streamed streamed;
     template <class A>
     NORMKIT_INLINE void put(int64_t at, A v, All) const {
         streamed ? stream(data + at, v) : store(data + at, v, All{});
@@ -100,7 +116,7 @@ struct Output {
     }
     int64_t lead(int64_t at) const {
         if (!streamed) return 0;
-        return -int64_t(reinterpret_cast<uintptr_t>(data + at) / sizeof(T)) & (L - 1);
+        return -int64_t(reinterpret_cast<uintptr_t>(data + at) / sizeof(T)) & ((by_twos<T> ? 2 * L : L) - 1);
     }
 };
 
@@ -111,12 +127,15 @@ struct NoSums {
     NORMKIT_INLINE void write(const Totals&, int64_t) const {}
 };
 
+template <class T, class A>
+using AddendOf = std::conditional_t<std::is_same_v<A, D>, Sums<T>, ShortSums<A>>;
+
 template <class T>
 struct MomentsPass {
     static constexpr bool f64_alone = !is_half<T>;
     using Result = Sums<T>;
     template <class A>
-    using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
+    using Addend = AddendOf<T, A>;
     const T* x;
 
     template <class A>
@@ -141,9 +160,9 @@ struct MomentsPass {
             sums.second.e = fma(d + d, error, sums.second.e);
         }
     }
-    template <class Lanes>
-    NORMKIT_INLINE void add(int64_t at, Lanes lanes, const Coefficient<F>& by, ShortSums& sums) const {
-        const F d = keep(load<F>(x + at, lanes) - by.k, lanes);
+    template <class A, class Lanes>
+    NORMKIT_INLINE void add(int64_t at, Lanes lanes, const Coefficient<A>& by, ShortSums<A>& sums) const {
+        const A d = keep(load<A>(x + at, lanes) - by.k, lanes);
         sums.first = sums.first + d;
         sums.second = fma(d, d, sums.second);
     }
@@ -153,31 +172,42 @@ struct MomentsPass {
     }
 };
 
-template <class T, class Act>
+template <class T, class Act, class HasResidual = bool, class Streamed = bool>
 struct NormalizePass {
     static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = NoSums;
     template <class A>
     using Addend = NoSums;
     const T *x, *residual;
-    Output<T> y;
+    Output<T, Streamed> y;
     Act act;
 
     template <class A>
     using Coefficient = Affine<A>;
+    NORMKIT_INLINE bool has_residual() const {
+        return std::is_same_v<HasResidual, bool> ? residual != nullptr : perhaps<HasResidual>;
+    }
+    template <class Body>
+    void settled(const Body& body) const {
+        decide(residual != nullptr, [&](auto has) {
+            decide(y.streamed, [&](auto streamed) {
+                body(NormalizePass<T, Act, decltype(has), decltype(streamed)>{x, residual, {y.data, streamed}, act});
+            });
+        });
+    }
     NORMKIT_INLINE void prefetch(int64_t at) const {
         fetch(x + at), y.prefetch(at);
-        if (residual) fetch(residual + at);
+        if (has_residual()) fetch(residual + at);
     }
     int64_t lead(int64_t at) const { return y.lead(at); }
     bool streamed() const { return y.streamed; }
-    const Output<T>& out() const { return y; }
+    const Output<T, Streamed>& out() const { return y; }
 
     template <class A, class Lanes>
     NORMKIT_INLINE A value(int64_t at, Lanes lanes, const Affine<A>& by) const {
         A z = by(by.centred(load<A>(x + at, lanes)));
-        if (residual) z = z + load<A>(residual + at, lanes);
-        return activate(z, act);
+        if (has_residual()) z = z + load<A>(residual + at, lanes);
+        return activated(z, act);
     }
     template <class A, class Lanes>
     NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Affine<A>& by, NoSums&) const {
@@ -191,26 +221,31 @@ struct NormalizePass {
 };
 
 // dz of one vector, from d = x - hi.
-template <class T, class Act>
+template <class T, class Act, class HasResidual = bool>
 struct Upstream {
     const T *dy, *residual;
     Act act;
 
+    // One that the gradient depends on.
+    NORMKIT_INLINE bool has_residual() const {
+        return perhaps<HasResidual> && !std::is_same_v<Act, None> && residual != nullptr;
+    }
     NORMKIT_INLINE void prefetch(int64_t at) const {
         fetch(dy + at);
-        if (!std::is_same_v<Act, None> && residual) fetch(residual + at);
+        if (has_residual()) fetch(residual + at);
     }
     template <class A, class Lanes>
     NORMKIT_INLINE A dz(int64_t at, Lanes lanes, A d, const Affine<A>& by) const {
         const A v = load<A>(dy + at, lanes);
         if constexpr (std::is_same_v<Act, None>) return v;
         A z = by(d);
-        if (residual) z = z + load<A>(residual + at, lanes);
-        return through(z, v, act);
+        if (has_residual()) z = z + load<A>(residual + at, lanes);
+        return passed_through(z, v, act);
     }
 };
 
-NORMKIT_INLINE void add_gradient(ShortSums& sums, F dz, F xhat) {
+template <class A>
+NORMKIT_INLINE void add_gradient(ShortSums<A>& sums, A dz, A xhat) {
     sums.first = sums.first + dz;
     sums.second = fma(dz, xhat, sums.second);
 }
@@ -225,7 +260,7 @@ struct GradientSumsPass {
     static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = Sums<T>;
     template <class A>
-    using Addend = std::conditional_t<std::is_same_v<A, F>, ShortSums, Sums<T>>;
+    using Addend = AddendOf<T, A>;
     const T* x;
     Upstream<T, Act> upstream;
     Output<T> dresidual;  // dz, if not null
@@ -239,7 +274,6 @@ struct GradientSumsPass {
     };
     NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), upstream.prefetch(at); }
     int64_t lead(int64_t) const { return 0; }
-
     template <class A, class Lanes>
     NORMKIT_INLINE void apply(int64_t at, Lanes lanes, const Coefficient<A>& by, Addend<A>& sums) const {
         const A d = by.centred(load<A>(x + at, lanes));
@@ -249,15 +283,16 @@ struct GradientSumsPass {
     }
 };
 
-template <class T, class Act>
+template <class T, class Act, class Has = bool, class Streamed = bool>
 struct InputGradientPass {
     static constexpr bool f64_alone = std::is_same_v<T, double>;
     using Result = NoSums;
     template <class A>
     using Addend = NoSums;
     const T* x;
-    Upstream<T, Act> upstream;
-    Output<T> dx, dresidual;
+    Upstream<T, Act, Has> upstream;
+    Output<T, Streamed> dx;
+    Output<T> dresidual;
 
     template <class A>
     struct Coefficient : Affine<A> {
@@ -269,13 +304,22 @@ struct InputGradientPass {
     NORMKIT_INLINE void prefetch(int64_t at) const { fetch(x + at), upstream.prefetch(at), dx.prefetch(at); }
     int64_t lead(int64_t at) const { return dx.lead(at); }
     bool streamed() const { return dx.streamed; }
-    const Output<T>& out() const { return dx; }
+    const Output<T, Streamed>& out() const { return dx; }
+    template <class Body>
+    void settled(const Body& body) const {
+        decide(upstream.has_residual() || dresidual.data, [&](auto has) {
+            decide(dx.streamed, [&](auto streamed) {
+                body(InputGradientPass<T, Act, decltype(has), decltype(streamed)>{
+                    x, {upstream.dy, upstream.residual, upstream.act}, {dx.data, streamed}, dresidual});
+            });
+        });
+    }
 
     template <class A, class Lanes>
     NORMKIT_INLINE A value(int64_t at, Lanes lanes, const Coefficient<A>& by) const {
         const A d = by.centred(load<A>(x + at, lanes));
         const A dz = upstream.dz(at, lanes, d, by);
-        if (dresidual.data) dresidual.put(at, dz, lanes);
+        if (perhaps<Has> && dresidual.data) dresidual.put(at, dz, lanes);
         return fma(by.scale, dz, fma(by.b, d, by.c));
     }
     template <class A, class Lanes>

@@ -61,7 +61,7 @@ struct RowMomentsPass {
     }
 
    private:
-    NORMKIT_INLINE static void add_square(ShortSums& sums, F v) { sums.second = fma(v, v, sums.second); }
+    NORMKIT_INLINE static void add_square(ShortSums<F>& sums, F v) { sums.second = fma(v, v, sums.second); }
     NORMKIT_INLINE static void add_square(Sums<T>& sums, D v) { sums.second.add_product(v, v); }
 };
 
@@ -87,7 +87,7 @@ struct RowSumsPass {
 template <class T, class A, class Pass>
 NORMKIT_INLINE Sums<T> sum_run(const Pass pass, const Row& row, int64_t at, int64_t j, int64_t n) {
     constexpr bool is_short = std::is_same_v<A, F>;
-    using Addend = std::conditional_t<is_short, ShortSums, Sums<T>>;
+    using Addend = std::conditional_t<is_short, ShortSums<F>, Sums<T>>;
     const typename Pass::template Coefficient<A> by(row);
     Sums<T> sums{};
     int64_t i = 0;

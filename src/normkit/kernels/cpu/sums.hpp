@@ -129,10 +129,11 @@ struct ExactSum {
 template <class T>
 using SumOf = std::conditional_t<std::is_same_v<T, double>, ExactSum, Sum>;
 
-// A few terms in f32, on their way to Sums.
+// A few terms in f32, on their way to Sums; A is F or FF.
+template <class A>
 struct ShortSums {
     static constexpr int most = 8;
-    F first{}, second{};
+    A first{}, second{};
     NORMKIT_INLINE void join(const ShortSums& other) {
         first = first + other.first;
         second = second + other.second;
@@ -148,7 +149,7 @@ struct Sums {
         first.join(other.first);
         second.join(other.second);
     }
-    NORMKIT_INLINE void join(const ShortSums& other) {
+    NORMKIT_INLINE void join(const ShortSums<F>& other) {
         first.add(widen(other.first));
         second.add(widen(other.second));
     }
@@ -160,6 +161,19 @@ struct Sums {
         first.write(of, 0, i, All{});
         second.write(of, 1, i, All{});
     }
+};
+
+// Of two vectors of columns that are neighbours.
+template <class T>
+struct TwoSums {
+    Sums<T> low, high;
+    NORMKIT_INLINE void join(const ShortSums<FF>& other) {
+        const FF first = in_order(other.first), second = in_order(other.second);
+        low.join(ShortSums<F>{first.first, second.first});
+        high.join(ShortSums<F>{first.second, second.second});
+    }
+    NORMKIT_INLINE void read(const Totals& of, int64_t i) { low.read(of, i), high.read(of, i + L); }
+    NORMKIT_INLINE void write(const Totals& of, int64_t i) const { low.write(of, i), high.write(of, i + L); }
 };
 
 // Whether Σ(x - k) and Σ(x - k)² of n values, in short runs of f32, are right: their squares are in its range, and k is

@@ -37,7 +37,9 @@ NORMKIT_INLINE Words read_words(const H* p, int n) {
 // A is F or D; an F is never made from f64.
 template <class A, class T>
 NORMKIT_INLINE A load(const T* p, All) {
-    if constexpr (std::is_same_v<T, double>) {
+    if constexpr (std::is_same_v<A, FF>) {
+        return from_twos(read<U>(p));
+    } else if constexpr (std::is_same_v<T, double>) {
         return D{read<HalfD>(p), read<HalfD>(p + L / 2)};
     } else if constexpr (std::is_same_v<A, D> && std::is_same_v<T, float>) {
         return D{to_f64(read<HalfF>(p)), to_f64(read<HalfF>(p + L / 2))};
@@ -72,7 +74,9 @@ NORMKIT_INLINE A load(const T* p, Masked lanes) {
 
 template <class T, class A>
 NORMKIT_INLINE auto pack(A v) {
-    if constexpr (std::is_same_v<T, double>)
+    if constexpr (std::is_same_v<A, FF>)
+        return to_twos(v);
+    else if constexpr (std::is_same_v<T, double>)
         return v;
     else if constexpr (std::is_same_v<A, D>)
         return pack<T>(narrow(v));
@@ -85,7 +89,7 @@ NORMKIT_INLINE auto pack(A v) {
 template <class T, class A>
 NORMKIT_INLINE void store(T* p, A v, All) {
     const auto packed = pack<T>(v);
-    static_assert(sizeof packed == L * sizeof(T));
+    static_assert(sizeof packed == L * sizeof(T) * (std::is_same_v<A, FF> ? 2 : 1));
     if constexpr (std::is_same_v<T, double>) {  // by halves: the whole would pass through the stack
         std::memcpy(p, &packed.low, sizeof packed.low);
         std::memcpy(p + L / 2, &packed.high, sizeof packed.high);
@@ -125,16 +129,13 @@ NORMKIT_INLINE void store(T* p, A v, T* q, A w) {
 // A store of what is packed that does not pass through the cache; p is aligned to it.
 template <class T, class Packed>
 NORMKIT_INLINE void stream_packed(T* p, Packed packed) {
+    if constexpr (std::is_same_v<Packed, D>) return stream_packed(p, packed.low), stream_packed(p + L / 2, packed.high);
 #if defined(__AVX512F__)
-    if constexpr (is_half<T>) return _mm256_stream_si256((__m256i*)p, bits<__m256i>(packed));
-    if constexpr (std::is_same_v<T, float>) return _mm512_stream_ps(p, packed);
-    if constexpr (std::is_same_v<T, double>)
-        return _mm512_stream_pd(p, packed.low), _mm512_stream_pd(p + L / 2, packed.high);
-#elif defined(__AVX2__)
-    if constexpr (is_half<T>) return _mm_stream_si128((__m128i*)p, bits<__m128i>(packed));
-    if constexpr (std::is_same_v<T, float>) return _mm256_stream_ps(p, packed);
-    if constexpr (std::is_same_v<T, double>)
-        return _mm256_stream_pd(p, packed.low), _mm256_stream_pd(p + L / 2, packed.high);
+    if constexpr (sizeof packed == 64) return _mm512_stream_si512((__m512i*)p, bits<__m512i>(packed));
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof packed == 32) return _mm256_stream_si256((__m256i*)p, bits<__m256i>(packed));
+    if constexpr (sizeof packed == 16) return _mm_stream_si128((__m128i*)p, bits<__m128i>(packed));
 #endif
     std::memcpy(p, &packed, sizeof packed);
 }

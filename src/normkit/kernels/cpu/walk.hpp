@@ -39,8 +39,11 @@ template <class A, class Pass, class From>
 NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, int64_t at, int64_t n, int64_t stride = 0,
                                           int64_t runs = 1) {
     using Addend = typename Pass::template Addend<A>;
+    using T = std::remove_cv_t<std::remove_pointer_t<decltype(pass.x)>>;
     constexpr bool writes = std::is_same_v<typename Pass::Result, NoSums>;
+    constexpr bool in_twos = writes && by_twos<T> && std::is_same_v<A, F>;  // sums are no faster so
     const typename Pass::template Coefficient<A> by(from);
+    const typename Pass::template Coefficient<std::conditional_t<in_twos, FF, A>> by_two(from);
     typename Pass::Result sums{};
     Addend even{}, odd{};
     int room = Addend::most / 2;  // in each
@@ -53,13 +56,17 @@ NORMKIT_INLINE typename Pass::Result walk(const Pass& pass, const From& from, in
     };
     for (; runs > 0; --runs, at += stride) {
         int64_t i = std::min(n, pass.lead(at));
-        if (i > 0) pass.template apply<A>(at, First{int(i)}, by, even);
+        if (in_twos && i > L) pass.template apply<A>(at, First{L}, by, even);  // not aligned
+        if (i > 0) pass.template apply<A>(at + (i - 1) / L * L, First{int((i - 1) % L) + 1}, by, even);
         for (; i + 2 * L <= n; i += 2 * L) {
             if constexpr (writes) {
                 constexpr int64_t size = sizeof(*pass.x), ahead = 1024 / size;
                 pass.out().prefetch(at + i + ahead);
                 if (size > 2) pass.out().prefetch(at + i + L + ahead);
-                pass.template apply_two<A>(at + i, at + i + L, by, even);
+                if constexpr (in_twos)
+                    pass.template apply<FF>(at + i, All{}, by_two, even);
+                else
+                    pass.template apply_two<A>(at + i, at + i + L, by, even);
             } else {
                 constexpr int64_t size = sizeof(*pass.x), ahead = kAhead / size;
                 pass.prefetch(at + i + ahead);
