@@ -260,6 +260,13 @@ def test_short_rows_beyond_the_cache(dtype):
     check(torch.randn(90_001, 70).to(dtype), channels_last=False)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 131), (torch.bfloat16, 185)])
+def test_planes_of_odd_size_beyond_the_cache(dtype, size):
+    """Streaming stores want aligned vectors; planes of odd size begin anywhere in one."""
+    torch.manual_seed(11)
+    check(torch.randn(2, 64, size, size).to(dtype), channels_last=False)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_evaluation(dtype, channels_last):

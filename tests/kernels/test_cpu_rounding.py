@@ -16,10 +16,13 @@ FACTORS = [1.0, 1.00390625, 1.01171875, 1.0000001, 1.5, -3.25, 1e-3, 2.0**-20, 0
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("spread", [1, 977], ids=["neighbours", "all magnitudes in a vector"])
-def test_outputs_are_rounded_to_nearest_even(dtype: torch.dtype, factor: float, spread: int) -> None:
+@pytest.mark.parametrize("size", [(1, 1, -1), (-1, 64)], ids=["plane", "table"])
+def test_outputs_are_rounded_to_nearest_even(
+    dtype: torch.dtype, factor: float, spread: int, size: tuple[int, ...]
+) -> None:
     order = torch.arange(EVERY.numel()) * spread % EVERY.numel()
-    x = EVERY[order].view(dtype)[None, None]
-    one, factors = torch.ones(1, dtype=torch.float64), torch.tensor([factor])
+    x = EVERY[order].view(dtype).view(size)
+    one, factors = torch.ones(x.shape[1], dtype=torch.float64), torch.full((x.shape[1],), factor)
     y = cpu.channels_normalize(x, one * 0, one, factors, None, eps=0.0)
     expected = (
         (x.double() * factors + 0.0).float().to(dtype)
