@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._C import _has_storage  # pyright: ignore
 
 from normkit.kernels import compiled, composed
+from normkit.kernels.again import gradients_of
 from normkit.kernels.codes import ACTIVATIONS
 from normkit.kernels.composed import Combine
 from normkit.kernels.families import family, on_cpu
@@ -138,10 +139,9 @@ def again(
 ) -> tuple[Tensor | None, ...]:
     """By torch operations, for a backward pass that is differentiated or has a batch of gradients at once."""
     combine, _, eps, per_sample, activation = plain
-    differentiated = torch.is_grad_enabled()
-    with torch.enable_grad():
-        y, _, _ = composed.combined(x, combine, parameters, eps, per_sample, activation, residual, mask)
-    inputs = x, residual, None, *parameters
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiated, allow_unused=True))
-    return None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)
+
+    def y(x: Tensor, residual: Tensor | None, *parameters: Tensor) -> Tensor:
+        return composed.combined(x, combine, parameters, eps, per_sample, activation, residual, mask)[0]
+
+    dx, dresidual, *d_parameters = gradients_of(y, (x, residual, *parameters), dy)
+    return None, dx, dresidual, None, *d_parameters

@@ -19,6 +19,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from normkit.kernels import composed
+from normkit.kernels.again import gradients_of
 from normkit.kernels.codes import ACTIVATIONS
 from normkit.kernels.families import family
 from normkit.kernels.functions import applied
@@ -317,9 +318,11 @@ def gradients(
     if dy is None:
         return None, None, None, None
     if is_grad_enabled() or not _has_storage(dy):
-        return _composed_gradients(
-            dy, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation
+        rest = mask, mean, var, size, eps, activation
+        dx, dweight, dbias, dresidual = gradients_of(
+            lambda *inputs: _composed(kind, *inputs, *rest), (x, weight, bias, residual), dy
         )
+        return dx, dweight, dbias, dresidual
     dy = like(dy, x)
     if is_watched():
         found = torch.ops.normkit.normalize_backward(
@@ -336,20 +339,6 @@ def _differentiate(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
     stats, x, weight, bias, residual, mask, mean, var = ctx.saved_tensors
     kind, size, eps, activation = ctx.rest
     return gradients(dy, stats, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
-
-
-def _composed_gradients(
-    dy: Tensor, kind: Kind, *arguments: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """For a backward pass that is itself differentiated, or that has a batch of gradients at once."""
-    again = is_grad_enabled()
-    needed = [t is not None and t.requires_grad for t in arguments[:4]]
-    with torch.enable_grad():
-        y = _composed(kind, *arguments)
-    wanted = [t for t, need in zip(arguments, needed, strict=False) if need]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
-    dx, dweight, dbias, dresidual = (next(found) if need else None for need in needed)
-    return dx, dweight, dbias, dresidual
 
 
 class _Normalize(torch.autograd.Function):
