@@ -37,7 +37,7 @@ def combined(
     """The output; mean and biased variance of the channels as they are, rows of (C) or (N, C); their count."""
     x = compiled.native(x)
     residual = None if residual is None else compiled.like(residual, x)
-    mask = None if mask is None else mask.contiguous()
+    mask = compiled.contiguous(mask)
     count = values(x, mask, per_sample)
     plain = combine, count, eps, per_sample, activation
     y, stats = _apply(plain, x, residual, mask, *parameters)
@@ -65,7 +65,7 @@ class _Combined(torch.autograd.Function):
         with torch.enable_grad():
             used = combine(mean, var, count, *leaves)
             used = [None if u is None else u.double().expand(mean.shape) for u in used]
-        settled = [None if u is None else u.detach().contiguous() for u in used]
+        settled = [None if u is None else compiled.contiguous(u.detach()) for u in used]
         # The GPU's statistics have no tail, and their values are not waited for.
         same = on_cpu(x) and settled[0] is not None and torch.equal(settled[0], stats[0])
         tail = stats[2] if same else None

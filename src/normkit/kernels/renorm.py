@@ -36,7 +36,7 @@ def renorm(
     x = compiled.native(x)
     residual = None if residual is None else compiled.like(residual, x)
     weight, bias, mask = map(compiled.contiguous, (weight, bias, mask))
-    plain = known_mean.contiguous(), known_var.contiguous(), r_max, d_max, eps, activation
+    plain = compiled.contiguous(known_mean), compiled.contiguous(known_var), r_max, d_max, eps, activation
     y, stats = _apply(plain, x, weight, bias, residual, mask)
     return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
 

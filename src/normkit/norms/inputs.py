@@ -89,6 +89,18 @@ def check_running(running_mean: Tensor | None, running_var: Tensor | None, *, ne
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     if needed and running_mean is None:
         raise RuntimeError("running_mean must be defined in evaluation mode: pass it, or use the input's own")
+    if not needed:
+        check_written(running_mean=running_mean, running_var=running_var)
+
+
+def check_written(**buffers: Tensor | None) -> None:
+    """What is changed in place has memory of its own for each element."""
+    for name, buffer in buffers.items():
+        if buffer is not None and buffer.dim() == 1 and buffer.shape[0] > 1 and buffer.stride(0) == 0:
+            raise RuntimeError(
+                f"{name} is changed in place, so its elements need memory of their own, got an expanded tensor of "
+                f"shape {list(buffer.shape)}: pass {name}.clone()"
+            )
 
 
 def count(sizes: Sequence[int]) -> int:
