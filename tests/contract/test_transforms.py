@@ -46,6 +46,16 @@ def test_compile_traces_one_graph(case: Case, training: bool) -> None:
 
 
 @every_case
+def test_compile_with_open_sizes(case: Case) -> None:
+    """Where every size of the input is a symbol, all checks still decide."""
+    torch._dynamo.reset()
+    plain = case.make()
+    other = copy.deepcopy(plain)
+    compiled = torch.compile(other, fullgraph=True, backend="eager", dynamic=True)
+    assert_same_step(case, plain, other, compiled, case.input())
+
+
+@every_case
 def test_compile_generates_code(case: Case) -> None:
     """The whole compiler, C++ and all."""
     torch._dynamo.reset()

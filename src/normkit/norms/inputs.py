@@ -239,6 +239,11 @@ def per_sample(weight: Tensor | None, bias: Tensor | None, ndim: int = 1) -> boo
     return (weight is not None and weight.dim() == ndim + 1) or (bias is not None and bias.dim() == ndim + 1)
 
 
+def _same(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are one; size by size, for a compiler does not see a symbolic size in a tuple."""
+    return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True))
+
+
 def check_per_sample(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, *, any_dtype: bool = False
 ) -> None:
@@ -247,7 +252,7 @@ def check_per_sample(
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:
             continue
-        if list(parameter.shape) not in (row, each):
+        if not (_same(parameter.shape, row) or _same(parameter.shape, each)):
             raise RuntimeError(
                 f"{name} must have shape {row}, or {each} for one per sample, for an input of shape "
                 f"{list(x.shape)}, got {list(parameter.shape)}"
