@@ -1,4 +1,4 @@
-"""Tensors whose values are not what memory holds, or that share it: negated views, zeros without memory, expanded ones."""
+"""Tensors whose values are not what memory holds, or that share it: negated views, memoryless zeros, expanded ones."""
 
 from __future__ import annotations
 
