@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _has_storage  # pyright: ignore
+from torch.autograd.graph import saved_tensors_hooks
 
 from normkit.kernels import compiled, composed
 from normkit.kernels.again import gradients_of
@@ -62,7 +63,9 @@ class _Combined(torch.autograd.Function):
         stats, _ = family(x).channels_moments(x, mask, per_sample)
         mean, var = (row.requires_grad_(ctx.needs_input_grad[1]) for row in stats[:2].clone())
         leaves = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
-        with torch.enable_grad():
+        # This small graph stays as it is. Hooks such as those of activation checkpointing would repeat the forward
+        # pass for it alone, and the collective of those who share statistics as well, once more than others do.
+        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
             used = combine(mean, var, count, *leaves)
             used = [None if u is None else u.double().expand(mean.shape) for u in used]
         settled = [None if u is None else compiled.contiguous(u.detach()) for u in used]
@@ -113,6 +116,10 @@ class _Combined(torch.autograd.Function):
 
 
 _apply = applied(_Combined)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _through(
