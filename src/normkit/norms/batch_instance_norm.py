@@ -102,6 +102,7 @@ def _interpolate(
         raise RuntimeError(
             f"rho has one element per channel of the input, {input.shape[1]}, got shape {list(rho.shape)}"
         )
+    inputs.check_device("rho", rho, input)
     inputs.check_several_values(inputs.count(input.shape[2:]), input, what="spatial element")
     affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
     clip = partial(_clip_together, group, layer) if processes.several(group) else _clip

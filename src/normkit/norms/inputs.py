@@ -169,11 +169,14 @@ def check_residual(residual: Tensor | None, x: Tensor) -> None:
     """A residual is added element by element, so it has the input's shape."""
     if residual is None:
         return
+    if not isinstance(residual, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"residual must be a tensor of the input's shape, got {type(residual).__name__}")
     if residual.shape != x.shape:
         raise ValueError(
             f"residual must have the input's shape, {list(x.shape)}, got {list(residual.shape)}: expand it"
         )
     check_dtype("residual", residual)
+    check_device("residual", residual, x)
 
 
 def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor | None:
@@ -198,6 +201,7 @@ def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor 
             f"mask must broadcast to the input without channels, {shape}, got {list(mask.shape)}: "
             "all channels share it, so drop their axis, or add missing ones with mask[:, None]"
         )
+    check_device("mask", mask, x)
     return mask.expand(shape)
 
 
