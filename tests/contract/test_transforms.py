@@ -10,7 +10,7 @@ import torch
 from case import Case
 from cases import every_case, every_mode
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -43,6 +43,16 @@ def test_compile_traces_one_graph(case: Case, training: bool) -> None:
     larger = torch.cat([case.input(seed=2), case.input(seed=3)])
     other.zero_grad(), plain.zero_grad()
     assert_same_step(case, plain, other, compiled, larger)
+
+
+@every_case
+def test_compile_with_open_sizes(case: Case) -> None:
+    """Where every size of the input is a symbol, all checks still decide."""
+    torch._dynamo.reset()
+    plain = case.make()
+    other = copy.deepcopy(plain)
+    compiled = torch.compile(other, fullgraph=True, backend="eager", dynamic=True)
+    assert_same_step(case, plain, other, compiled, case.input())
 
 
 @every_case
@@ -118,6 +128,26 @@ def test_vmap_over_an_ensemble(case: Case, training: bool) -> None:
     for name, stacked in buffers.items():
         expected = torch.stack([dict(f.named_buffers())[name] for f in layers])
         torch.testing.assert_close(stacked, expected, **CLOSE)
+
+
+@every_case
+@every_mode
+def test_gradients_of_an_ensemble(case: Case, training: bool) -> None:
+    """By `torch.func.grad`, which autograd functions and operators must allow, of each model on its own input."""
+    layers = [case.make(seed=s, dtype=torch.float64).train(training) for s in range(2)]
+    parameters, buffers = stack_module_state(layers)
+    xs = torch.stack([case.input(torch.float64, seed=s) for s in range(2)])
+
+    def loss(p: dict[str, Tensor], x: Tensor, b: dict[str, Tensor]) -> Tensor:
+        return functional_call(layers[0], {**p, **b}, (x,)).sin().sum()
+
+    got, dxs = vmap(grad(loss, argnums=(0, 1)))({k: p.detach() for k, p in parameters.items()}, xs, buffers)
+    for i, layer in enumerate(layers):
+        x = xs[i].clone().requires_grad_()
+        layer(x).sin().sum().backward()
+        torch.testing.assert_close(dxs[i], x.grad, rtol=1e-9, atol=1e-9)
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(got[name][i], parameter.grad, rtol=1e-9, atol=1e-9)
 
 
 @every_case

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from typing import Any
+
 import pytest
 import torch
 from kinds import KINDS, U32, assert_same, batch, every_kind, network, state_of
@@ -42,6 +46,19 @@ class TestAccumulation:
                 parts(x[piece], mask=mask[piece] if masked else None)
         for key, value in whole.state_dict().items():
             torch.testing.assert_close(parts.state_dict()[key], value, rtol=2 * U32, atol=2 * U32)
+
+    @every_kind
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+    def test_copies_made_inside_go_on_as_usual(self, kind: str, copied: Any) -> None:
+        """Such as that of an averaged model, made in the middle of a step."""
+        layer, expected = KINDS[kind](3), KINDS[kind](3)
+        with nk.accumulate(layer):
+            layer(batch(0).requires_grad_())
+            other = copied(layer)
+            other(batch(1))
+        expected(batch(1))
+        other(batch(2)), expected(batch(2))
+        assert_same(other, state_of(expected))
 
     def test_micro_batches_normalize_by_themselves(self) -> None:
         layer = nk.BatchNorm1d(3)

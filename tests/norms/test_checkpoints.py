@@ -94,6 +94,33 @@ class TestCheckpoints:
         checkpoint(other, x, mask=mask, use_reentrant=False).sum().backward()
         assert_same(other, state_of(plain))
 
+    @pytest.mark.parametrize("reentrant", [False, True])
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            nk.BatchNorm1d(3, training_statistics="running"),
+            nk.BatchNorm1d(3, evaluation_statistics="blend").eval(),
+            nk.AdaptiveBatchNorm1d(3, per_sample=True).eval(),
+            nk.BatchRenorm1d(3, warmup=0),
+            nk.FilterResponseNorm(3, learn_eps=True),
+            nk.GroupNorm(1, 3),
+            nk.InstanceNorm1d(3),
+            nk.SwitchNorm1d(3),
+        ],
+        ids=lambda layer: type(layer).__name__,
+    )
+    def test_a_forward_pass_is_repeated_once(self, layer: torch.nn.Module, reentrant: bool) -> None:
+        """Not a second time for the small graph that leads from a batch's moments to what normalizes."""
+        passes = 0
+
+        def forward(x: Tensor) -> Tensor:
+            nonlocal passes
+            passes += 1
+            return layer(x, mask=torch.arange(4) < 3)
+
+        checkpoint(forward, batch(0).requires_grad_(), use_reentrant=reentrant).sum().backward()
+        assert passes == 2
+
     def test_a_pass_between_backward_passes_moves(self) -> None:
         """Only what runs inside a backward pass is a recomputation."""
         layer = nk.BatchNorm1d(3)

@@ -149,9 +149,11 @@ def test_wrong_masks_are_named(name: str, mask: Tensor, error: type[Exception], 
 
 
 @every_norm
-def test_compiles(name: str) -> None:
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles(name: str, dynamic: bool | None) -> None:
+    torch._dynamo.reset()
     layer, x, _ = padded(name)
-    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager", dynamic=dynamic)
     torch.testing.assert_close(compiled(x, mask=MASK), layer(x, mask=MASK), rtol=0, atol=8 * U32 * 5)
 
 

@@ -97,3 +97,31 @@ def test_a_domain_is_for_layers_of_ours() -> None:
         model(x)
     assert model[0].num_batches_tracked == 1
     assert model[0].domains == ("photo",)
+
+
+ELSEWHERE: dict[str, Callable[..., object]] = {
+    "mask": lambda x, t: nk.BatchNorm1d(3)(x, mask=t[:, 0].bool()),
+    "residual": lambda x, t: nk.BatchNorm1d(3)(x, residual=t),
+    "rho": lambda x, t: nk.functional.batch_instance_norm(x, None, None, t[0, :, 0], training=True),
+    "mean_weight": lambda x, t: nk.functional.switch_norm(
+        x, None, None, t[0, :, 0], x[0, :, 0], training=True
+    ),
+    "var_weight": lambda x, t: nk.functional.switch_norm(
+        x, None, None, x[0, :, 0], t[0, :, 0], training=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_tensors_on_another_device_are_named(name: str) -> None:
+    """Kernels would read where this process has nothing."""
+    x = torch.randn(3, 3, 3)
+    with pytest.raises(
+        RuntimeError, match=f"^Expected all tensors .* on cpu and {name} is on meta: move one"
+    ):
+        ELSEWHERE[name](x, x.to("meta"))
+
+
+def test_a_residual_is_a_tensor() -> None:
+    with pytest.raises(TypeError, match=r"^residual must be a tensor of the input's shape, got float$"):
+        nk.BatchNorm1d(3)(torch.randn(4, 3), residual=1.0)

@@ -55,6 +55,45 @@ def test_without_counts_all_weigh_the_same() -> None:
     torch.testing.assert_close(merged["0.running_var"], variances.mean(0) + means.var(0, correction=0))
 
 
+def test_domains_merge_apart() -> None:
+    """Each client has seen another number of samples in each domain."""
+    states, counts = [], []
+    for x in PARTS:
+        layer = nk.BatchNorm1d(3, momentum=None, dtype=torch.float64)
+        layer(x)
+        with nk.domain("photo"):
+            layer(3 * x[1:] if len(x) > 2 else 3 * x)
+        states.append(layer.state_dict())
+        counts.append({"": 4 * len(x), "@photo": 4 * (len(x) - (len(x) > 2))})
+    layer.load_state_dict(nk.merge_statistics(states, counts), strict=False)
+    photos = torch.cat([3 * x[1:] if len(x) > 2 else 3 * x for x in PARTS])
+    for name, data in (("", torch.cat(PARTS)), ("@photo", photos)):
+        # Some roundings of float64, at variances of up to 9 times 80.
+        torch.testing.assert_close(
+            getattr(layer, f"running_mean{name}"), data.mean((0, 2)), rtol=1e-13, atol=0
+        )
+        torch.testing.assert_close(getattr(layer, f"running_var{name}"), data.var((0, 2)), rtol=1e-13, atol=0)
+        assert getattr(layer, f"num_batches_tracked{name}") == 3
+
+
+def test_a_domain_that_one_lacks_is_named() -> None:
+    one, other = nk.BatchNorm1d(3), nk.BatchNorm1d(3)
+    with nk.domain("photo"):
+        one(PARTS[0].float())
+    with pytest.raises(InputError, match=r"@photo is .* absent in another"):
+        nk.merge_statistics([one.state_dict(), other.state_dict()])
+
+
+def test_time_steps_keep_their_counts() -> None:
+    layers = [nk.RecurrentBatchNorm(3, max_length=2) for _ in range(2)]
+    for steps, layer in enumerate(layers, start=1):
+        for step in range(steps):
+            layer(PARTS[0].float(), step=step)
+    merged = nk.merge_statistics([layer.state_dict() for layer in layers])
+    assert merged["num_batches_tracked"].tolist() == [2, 1]
+    layers[0].load_state_dict(merged, strict=False)
+
+
 def test_it_loads() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).bfloat16()
     merged = nk.merge_statistics([model.state_dict(), model.state_dict()])

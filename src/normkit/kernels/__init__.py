@@ -112,7 +112,9 @@ def _against(x: Tensor) -> str | None:
         return None
     if type(x) not in _OF_TORCH:
         return f"{type(x).__name__} is a tensor of its own kind"
-    return "the tensor is a negated view" if x.is_neg() else None
+    if x.is_neg() or x._is_zerotensor():  # pyright: ignore
+        return "the tensor is a negated view, or zeros without memory"
+    return None
 
 
 def channels(

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _has_storage  # pyright: ignore
+from torch.autograd.graph import saved_tensors_hooks
 
 from normkit.kernels import compiled, composed
+from normkit.kernels.again import gradients_of
 from normkit.kernels.codes import ACTIVATIONS
 from normkit.kernels.composed import Combine
 from normkit.kernels.families import family, on_cpu
@@ -36,7 +38,7 @@ def combined(
     """The output; mean and biased variance of the channels as they are, rows of (C) or (N, C); their count."""
     x = compiled.native(x)
     residual = None if residual is None else compiled.like(residual, x)
-    mask = None if mask is None else mask.contiguous()
+    mask = compiled.contiguous(mask)
     count = values(x, mask, per_sample)
     plain = combine, count, eps, per_sample, activation
     y, stats = _apply(plain, x, residual, mask, *parameters)
@@ -61,10 +63,12 @@ class _Combined(torch.autograd.Function):
         stats, _ = family(x).channels_moments(x, mask, per_sample)
         mean, var = (row.requires_grad_(ctx.needs_input_grad[1]) for row in stats[:2].clone())
         leaves = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
-        with torch.enable_grad():
+        # This small graph stays as it is. Hooks such as those of activation checkpointing would repeat the forward
+        # pass for it alone, and the collective of those who share statistics as well, once more than others do.
+        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
             used = combine(mean, var, count, *leaves)
             used = [None if u is None else u.double().expand(mean.shape) for u in used]
-        settled = [None if u is None else u.detach().contiguous() for u in used]
+        settled = [None if u is None else compiled.contiguous(u.detach()) for u in used]
         # The GPU's statistics have no tail, and their values are not waited for.
         same = on_cpu(x) and settled[0] is not None and torch.equal(settled[0], stats[0])
         tail = stats[2] if same else None
@@ -114,6 +118,10 @@ class _Combined(torch.autograd.Function):
 _apply = applied(_Combined)
 
 
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _through(
     used: Sequence[Tensor | None], upstream: Sequence[Tensor], leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
@@ -138,10 +146,9 @@ def again(
 ) -> tuple[Tensor | None, ...]:
     """By torch operations, for a backward pass that is differentiated or has a batch of gradients at once."""
     combine, _, eps, per_sample, activation = plain
-    differentiated = torch.is_grad_enabled()
-    with torch.enable_grad():
-        y, _, _ = composed.combined(x, combine, parameters, eps, per_sample, activation, residual, mask)
-    inputs = x, residual, None, *parameters
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiated, allow_unused=True))
-    return None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)
+
+    def y(x: Tensor, residual: Tensor | None, *parameters: Tensor) -> Tensor:
+        return composed.combined(x, combine, parameters, eps, per_sample, activation, residual, mask)[0]
+
+    dx, dresidual, *d_parameters = gradients_of(y, (x, residual, *parameters), dy)
+    return None, dx, dresidual, None, *d_parameters

@@ -19,6 +19,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from normkit.kernels import composed
+from normkit.kernels.again import gradients_of
 from normkit.kernels.codes import ACTIVATIONS
 from normkit.kernels.families import family
 from normkit.kernels.functions import applied
@@ -72,7 +73,7 @@ def blended(
     x = native(x)
     residual = None if residual is None else like(residual, x)
     weight, bias, mask = contiguous(weight), contiguous(bias), contiguous(mask)
-    known = known_mean.contiguous(), known_var.to(known_mean.dtype).contiguous()
+    known = contiguous(known_mean), contiguous(known_var.to(known_mean.dtype))
     code = ACTIVATIONS[activation]
     y, stats = family(x).blend_forward(x, *known, share, per_sample, weight, bias, eps, code, residual, mask)
     values = x.numel() // (x.shape[1] * (x.shape[0] if per_sample else 1))
@@ -91,8 +92,8 @@ def channels_given(
     mask: Tensor | None,
 ) -> Tensor:
     """Batch norm of x (N, C, *) by given statistics (C), which are constants."""
-    mean, var = mean.contiguous(), var.contiguous()
-    return _normalize("given", native(x), weight, bias, residual, mask, mean, var, 0, eps, activation)[0]
+    settled = contiguous(mean), contiguous(var)
+    return _normalize("given", native(x), weight, bias, residual, mask, *settled, 0, eps, activation)[0]
 
 
 def rows(
@@ -158,14 +159,9 @@ def _normalize(
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
     """The call by one of its ways; what they have in common is said at `forward`."""
-    if weight is not None:
-        weight = weight.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()
+    weight, bias, mask = contiguous(weight), contiguous(bias), contiguous(mask)
     if residual is not None:
         residual = like(residual, x)
-    if mask is not None:
-        mask = mask.contiguous()
     if is_watched():
         return torch.ops.normkit.normalize(
             kind, x, weight, bias, residual, mask, mean, var, size, eps, activation
@@ -317,9 +313,13 @@ def gradients(
     if dy is None:
         return None, None, None, None
     if is_grad_enabled() or not _has_storage(dy):
-        return _composed_gradients(
-            dy, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation
-        )
+        rest = mask, mean, var, size, eps, activation
+
+        def y(x: Tensor, *others: Tensor | None) -> Tensor:
+            return _composed(kind, x, *others, *rest)  # pyright: ignore[reportCallIssue]
+
+        dx, dweight, dbias, dresidual = gradients_of(y, (x, weight, bias, residual), dy)
+        return dx, dweight, dbias, dresidual
     dy = like(dy, x)
     if is_watched():
         found = torch.ops.normkit.normalize_backward(
@@ -336,20 +336,6 @@ def _differentiate(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
     stats, x, weight, bias, residual, mask, mean, var = ctx.saved_tensors
     kind, size, eps, activation = ctx.rest
     return gradients(dy, stats, kind, x, weight, bias, residual, mask, mean, var, size, eps, activation)
-
-
-def _composed_gradients(
-    dy: Tensor, kind: Kind, *arguments: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """For a backward pass that is itself differentiated, or that has a batch of gradients at once."""
-    again = is_grad_enabled()
-    needed = [t is not None and t.requires_grad for t in arguments[:4]]
-    with torch.enable_grad():
-        y = _composed(kind, *arguments)
-    wanted = [t for t, need in zip(arguments, needed, strict=False) if need]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
-    dx, dweight, dbias, dresidual = (next(found) if need else None for need in needed)
-    return dx, dweight, dbias, dresidual
 
 
 class _Normalize(torch.autograd.Function):
@@ -439,14 +425,21 @@ def native(x: Tensor) -> Tensor:
 
 def contiguous(t: Tensor | None) -> Tensor | None:
     """Contiguous, where it is there at all."""
-    return None if t is None else t.contiguous()
+    return None if t is None else _in_memory(t).contiguous()
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
     """The values of t, laid out in memory as x is, which is contiguous or channels last."""
+    t = _in_memory(t)
     if x.is_contiguous():
         return t.contiguous()
     return t if t.stride() == x.stride() else t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _in_memory(t: Tensor) -> Tensor:
+    """With values that memory holds: torch has negated views, and zeros without memory, where no compiler traces."""
+    plain = is_compiling() or not (t.is_neg() or t._is_zerotensor())  # pyright: ignore
+    return t if plain else t.clone()
 
 
 def _row(x: Tensor, ndim: int) -> int:

@@ -138,7 +138,7 @@ def groups(
 ) -> tuple[Tensor, Tensor]:
     """Group norm of x (N, C, *): y; mean and biased variance (2, N, num_groups)."""
     # Splitting an axis is a view in every layout, so channels_last stays as it is.
-    wide = _wide(x).unflatten(1, (num_groups, x.shape[1] // num_groups))
+    wide = _wide(x).unflatten(1, (num_groups, x.shape[1] // max(num_groups, 1)))
     dims = list(range(2, wide.dim()))
     mean = None
     if centered:
@@ -177,7 +177,7 @@ def combined(
         count = count.to(mean.dtype).reshape([-1, 1] if per_sample else [])
     used = combine(mean, var, count, *parameters)
     m, v, w, b = (
-        None if u is None else u.to(mean.dtype).expand(shape).reshape([-1, shape[-1], *spatial]) for u in used
+        None if u is None else u.to(mean.dtype).expand(shape).reshape([*shape, *spatial]) for u in used
     )
     assert m is not None
     assert v is not None

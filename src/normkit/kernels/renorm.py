@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._C import _has_storage  # pyright: ignore
 
 from normkit.kernels import compiled, composed, cpu
+from normkit.kernels.again import gradients_of
 from normkit.kernels.functions import applied
 
 
@@ -35,7 +36,7 @@ def renorm(
     x = compiled.native(x)
     residual = None if residual is None else compiled.like(residual, x)
     weight, bias, mask = map(compiled.contiguous, (weight, bias, mask))
-    plain = known_mean.contiguous(), known_var.contiguous(), r_max, d_max, eps, activation
+    plain = compiled.contiguous(known_mean), compiled.contiguous(known_var), r_max, d_max, eps, activation
     y, stats = _apply(plain, x, weight, bias, residual, mask)
     return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
 
@@ -90,14 +91,12 @@ def _again(
     activation: str | None,
 ) -> tuple[Tensor | None, ...]:
     """By torch operations, for a backward pass that is differentiated or has a batch of gradients at once."""
-    differentiated = torch.is_grad_enabled()
     r, d = stats[3], stats[4]
-    inputs = x, weight, bias, residual
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    with torch.enable_grad():
+
+    def y(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         gamma = r if weight is None else weight * r
         beta = d if weight is None else weight * d
         beta = beta if bias is None else bias + beta
-        y = composed.channels(x, gamma, beta, eps, activation, residual, mask)[0]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiated))
-    return None, *(next(found) if t is not None and t.requires_grad else None for t in inputs), None
+        return composed.channels(x, gamma, beta, eps, activation, residual, mask)[0]
+
+    return None, *gradients_of(y, (x, weight, bias, residual), dy), None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.autograd import forward_ad
 
 from normkit import processes
@@ -101,6 +102,7 @@ def _interpolate(
         raise RuntimeError(
             f"rho has one element per channel of the input, {input.shape[1]}, got shape {list(rho.shape)}"
         )
+    inputs.check_device("rho", rho, input)
     inputs.check_several_values(inputs.count(input.shape[2:]), input, what="spatial element")
     affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
     clip = partial(_clip_together, group, layer) if processes.several(group) else _clip
@@ -134,10 +136,13 @@ def _clip(rho: Tensor) -> Tensor:
     forward_mode = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
     if forward_mode or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return rho.clamp(0, 1)  # nobody descends there, and a saved trace has torch's operators alone
+    if get_dynamic_layer_stack_depth() > 0:
+        return _Clip.apply(rho)  # pyright: ignore
     return torch.ops.normkit.clip(rho)
 
 
-# An operator and no autograd.Function: torch.compile cannot trace one without a warning.
+# Under torch.func's transforms an autograd.Function, for they take no operator with a gradient of its own; elsewhere an
+# operator, for torch.compile cannot trace an autograd.Function without a warning.
 @torch.library.custom_op("normkit::clip", mutates_args=())
 def _clip_operator(rho: Tensor) -> Tensor:
     """Clip to [0, 1], with the gradient of the identity unless a descent along it leads further out."""
@@ -149,11 +154,6 @@ def _(rho: Tensor) -> Tensor:
     return torch.empty_like(rho)
 
 
-@_clip_operator.register_vmap
-def _(info: Any, in_dims: tuple[int], rho: Tensor) -> tuple[Tensor, int]:
-    return torch.ops.normkit.clip(rho), in_dims[0]
-
-
 def _project(ctx: Any, gradient: Tensor) -> Tensor:
     (rho,) = ctx.saved_tensors
     return gradient.masked_fill(_outward(rho, gradient), 0)
@@ -163,9 +163,21 @@ def _outward(rho: Tensor, gradient: Tensor) -> Tensor:
     return ((rho >= 1) & (gradient < 0)) | ((rho <= 0) & (gradient > 0))
 
 
-_clip_operator.register_autograd(
-    _project, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
-)
+def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_clip_operator.register_autograd(_project, setup_context=_keep)
+
+
+class _Clip(torch.autograd.Function):
+    generate_vmap_rule = True
+    setup_context = staticmethod(_keep)  # pyright: ignore
+    backward = staticmethod(_project)  # pyright: ignore
+
+    @staticmethod
+    def forward(rho: Tensor) -> Tensor:
+        return rho.clamp(0, 1)
 
 
 def _clip_together(group: processes.Group, layer: processes.Layer, rho: Tensor) -> Tensor:

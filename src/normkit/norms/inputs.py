@@ -89,6 +89,18 @@ def check_running(running_mean: Tensor | None, running_var: Tensor | None, *, ne
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     if needed and running_mean is None:
         raise RuntimeError("running_mean must be defined in evaluation mode: pass it, or use the input's own")
+    if not needed:
+        check_written(running_mean=running_mean, running_var=running_var)
+
+
+def check_written(**buffers: Tensor | None) -> None:
+    """What is changed in place has memory of its own for each element."""
+    for name, buffer in buffers.items():
+        if buffer is not None and buffer.dim() == 1 and buffer.shape[0] > 1 and buffer.stride(0) == 0:
+            raise RuntimeError(
+                f"{name} is changed in place, so its elements need memory of their own, got an expanded tensor of "
+                f"shape {list(buffer.shape)}: pass {name}.clone()"
+            )
 
 
 def count(sizes: Sequence[int]) -> int:
@@ -157,11 +169,14 @@ def check_residual(residual: Tensor | None, x: Tensor) -> None:
     """A residual is added element by element, so it has the input's shape."""
     if residual is None:
         return
+    if not isinstance(residual, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"residual must be a tensor of the input's shape, got {type(residual).__name__}")
     if residual.shape != x.shape:
         raise ValueError(
             f"residual must have the input's shape, {list(x.shape)}, got {list(residual.shape)}: expand it"
         )
     check_dtype("residual", residual)
+    check_device("residual", residual, x)
 
 
 def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor | None:
@@ -186,6 +201,7 @@ def expand_mask(mask: Tensor | None, x: Tensor, *, features: int = 1) -> Tensor 
             f"mask must broadcast to the input without channels, {shape}, got {list(mask.shape)}: "
             "all channels share it, so drop their axis, or add missing ones with mask[:, None]"
         )
+    check_device("mask", mask, x)
     return mask.expand(shape)
 
 
@@ -227,6 +243,11 @@ def per_sample(weight: Tensor | None, bias: Tensor | None, ndim: int = 1) -> boo
     return (weight is not None and weight.dim() == ndim + 1) or (bias is not None and bias.dim() == ndim + 1)
 
 
+def _same(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are one; size by size, for a compiler does not see a symbolic size in a tuple."""
+    return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True))
+
+
 def check_per_sample(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, *, any_dtype: bool = False
 ) -> None:
@@ -235,7 +256,7 @@ def check_per_sample(
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:
             continue
-        if list(parameter.shape) not in (row, each):
+        if not (_same(parameter.shape, row) or _same(parameter.shape, each)):
             raise RuntimeError(
                 f"{name} must have shape {row}, or {each} for one per sample, for an input of shape "
                 f"{list(x.shape)}, got {list(parameter.shape)}"

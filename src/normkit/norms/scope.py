@@ -30,6 +30,7 @@ def domain(name: str) -> Generator[None, None, None]:
     and is part of `state_dict` from then on, under the names of the buffers and `@name`. Outside, layers have their
     ordinary statistics, which training in a domain leaves alone. It holds in this thread, and for normkit's layers:
     torch's own know of no domain and move their ordinary statistics, until `accelerate(model)` makes them ours.
+    Activation checkpointing repeats a forward pass after the block: open the domain in the function that it is given.
 
     Args:
         name: of the domain; not empty, and without a dot, which separates the names of modules.

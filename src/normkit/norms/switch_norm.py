@@ -104,6 +104,7 @@ def _switch(
             raise RuntimeError(
                 f"{name} has shape [3], for instance, layer and batch, got {list(logits.shape)}"
             )
+        inputs.check_device(name, logits, input)
     affine = affine._replace(mask=inputs.expand_mask(affine.mask, input))
     mixture = _OF_ALL if inputs.count(input.shape[2:]) > 1 else _OF_TWO
     learned = {"mean_weight": mean_weight, "var_weight": var_weight}

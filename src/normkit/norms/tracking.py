@@ -216,7 +216,7 @@ class Tracked(torch.nn.Module):
             return
         place = Place(scope.domain, row)
         if self._pending is not None:
-            self._pending.append((place, stats, count))
+            self._pending.append((place, stats.detach(), count))  # without the graph that it may be part of
         else:
             self._move(place, stats, count)
 
@@ -262,6 +262,10 @@ class Tracked(torch.nn.Module):
         skip = (batch.count > 1) & ~kept.isfinite().all()
         skipped += skip
         return Moments(*(t.masked_fill(skip, 0) for t in (batch.count, batch.mean, batch.m2)))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies take no part in an accumulation that goes on while they are made."""
+        super().__setstate__({**state, "_pending": None})
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from normkit.errors import InputError
 from normkit.statistics import Moments
 
 _MEAN, _VAR, _BATCHES = "running_mean", "running_var", "num_batches_tracked"
+_ENTRY = re.compile(
+    rf"(?P<layer>(.*\.)?)(?P<name>{_MEAN}|{_VAR}|{_BATCHES})(?P<domain>(@[^.]*)?)$", re.DOTALL
+)
 
 
 def merge_statistics(
@@ -30,12 +35,12 @@ def merge_statistics(
     Args:
         state_dicts: of the same model, on one device.
         counts: for each, how many values per channel its statistics were taken of, 2 or more: one number, or one for
-            each layer, by the name of the layer. What matters is their proportion, and, for few values, n - 1; so
-            numbers of samples will do. None: as many in each, and many.
+            each layer, by the name of the layer, with `@name` behind it for those of a domain. What matters is their
+            proportion, and, for few values, n - 1; so numbers of samples will do. None: as many in each, and many.
 
     Returns:
-        The merged entries `*.running_mean`, `*.running_var`, and `*.num_batches_tracked`, which is their sum;
-        for `model.load_state_dict(merged, strict=False)`.
+        The merged entries `*.running_mean`, `*.running_var`, and `*.num_batches_tracked`, which is their sum, and
+        those of domains, each with its own in the others; for `model.load_state_dict(merged, strict=False)`.
 
     Raises:
         InputError: no state_dict or no statistics; layers that are not in all of them, or of another shape; counts
@@ -47,26 +52,36 @@ def merge_statistics(
     >>> merged["running_mean"], merged["running_var"]  # of 1, 2, 3, 4, 10
     (tensor([4.]), tensor([12.5000]))
     """
-    layers = _layers(state_dicts)
+    places = _places(state_dicts)
     many = [2.0**40] * len(state_dicts) if counts is None else counts
     if len(many) != len(state_dicts):
         raise InputError(f"counts must be one for each state_dict, {len(state_dicts)}, got {len(many)}")
     merged: dict[str, Tensor] = {}
-    for layer in layers:
+    for place in places:
         first, *others = (
-            _moments(state, layer, _count(count, layer))
+            _moments(state, place, _count(count, place))
             for state, count in zip(state_dicts, many, strict=True)
         )
         moments = first.merge(*others)
-        for name, value in ((_MEAN, moments.mean), (_VAR, moments.var(unbiased=True))):
-            merged[layer + name] = value.to(state_dicts[0][layer + name].dtype)
-        if layer + _BATCHES in state_dicts[0]:
-            merged[layer + _BATCHES] = torch.stack([state[layer + _BATCHES] for state in state_dicts]).sum()
+        for entry, value in ((place.of(_MEAN), moments.mean), (place.of(_VAR), moments.var(unbiased=True))):
+            merged[entry] = value.to(state_dicts[0][entry].dtype)
+        if (batches := place.of(_BATCHES)) in state_dicts[0]:
+            merged[batches] = torch.stack([state[batches] for state in state_dicts]).sum(0)
     return merged
 
 
-def _layers(state_dicts: Sequence[Mapping[str, Tensor]]) -> list[str]:
-    """The layers with statistics, as prefixes of their entries; the same in all models."""
+class _Place(NamedTuple):
+    """Whose statistics: of a layer, whose prefix ends in a dot unless it is the model; "@name" where of a domain."""
+
+    layer: str
+    domain: str
+
+    def of(self, name: str) -> str:
+        return f"{self.layer}{name}{self.domain}"
+
+
+def _places(state_dicts: Sequence[Mapping[str, Tensor]]) -> list[_Place]:
+    """The layers with statistics, and their domains; the same in all models."""
     if not state_dicts:
         raise InputError("merging takes one state_dict or more, got none")
     shapes = [dict(_shapes(state)) for state in state_dicts]
@@ -77,25 +92,24 @@ def _layers(state_dicts: Sequence[Mapping[str, Tensor]]) -> list[str]:
                     f"state_dicts must be of one model, but {entry} is {shapes[0].get(entry, 'absent')} in one "
                     f"and {shape.get(entry, 'absent')} in another"
                 )
-    layers = [
-        entry.removesuffix(_MEAN)
-        for entry in shapes[0]
-        if entry.endswith(_MEAN) and entry.removesuffix(_MEAN) + _VAR in shapes[0]
+    found = [
+        _Place(m["layer"], m["domain"]) for m in map(_ENTRY.match, shapes[0]) if m and m["name"] == _MEAN
     ]
-    if not layers:
+    places = [place for place in found if place.of(_VAR) in shapes[0]]
+    if not places:
         raise InputError("state_dicts must hold running statistics, and these hold none")
-    return layers
+    return places
 
 
 def _shapes(state: Mapping[str, Tensor]) -> Iterator[tuple[str, list[int]]]:
     for entry, value in state.items():
-        if entry.endswith((_MEAN, _VAR, _BATCHES)):
+        if _ENTRY.match(entry):
             yield entry, list(value.shape)
 
 
-def _count(count: float | Mapping[str, float], layer: str) -> float:
-    """Of one layer, whose prefix ends in a dot unless it is the model."""
-    name = layer.removesuffix(".")
+def _count(count: float | Mapping[str, float], place: _Place) -> float:
+    """Of one layer, or of one of its domains."""
+    name = place.layer.removesuffix(".") + place.domain
     if isinstance(count, Mapping):
         if name not in count:
             raise InputError(f"counts must have every layer with statistics, and lack {name!r}")
@@ -105,6 +119,6 @@ def _count(count: float | Mapping[str, float], layer: str) -> float:
     return float(count)
 
 
-def _moments(state: Mapping[str, Tensor], layer: str, count: float) -> Moments:
-    mean, var = state[layer + _MEAN].double(), state[layer + _VAR].double()
+def _moments(state: Mapping[str, Tensor], place: _Place, count: float) -> Moments:
+    mean, var = state[place.of(_MEAN)].double(), state[place.of(_VAR)].double()
     return Moments(mean.new_tensor(count), mean, var * (count - 1))
