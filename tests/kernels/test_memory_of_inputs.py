@@ -66,3 +66,25 @@ def test_running_statistics_that_share_memory(which: str) -> None:
         assert batches == 0
         assert all(torch.equal(running[name], value) for name, value in before.items())
         assert norm(x, **running).isfinite().all()
+
+
+@pytest.mark.parametrize("which", range(4), ids=["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_negated_parameters_on_the_short_way(which: int, training: bool) -> None:
+    x, w, *_ = _tensors()
+    results = []
+    for negate in (torch.neg, torch._neg_view):
+        weight, bias, mean, var = (negate(-w) if i == which else w.clone() for i in range(4))
+        y = F.batch_norm(x, mean, var, weight, bias, training=training)
+        results.append((y, mean.resolve_neg(), var.resolve_neg()))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("batches", [torch.tensor(0, device="meta"), torch.tensor(0, dtype=torch.int32)])
+def test_a_counter_that_cannot_be_written(batches: Tensor, short: bool) -> None:
+    x, mean, var = _tensors()[0], ZEROS.clone(), ONES.clone()
+    with pytest.raises(RuntimeError, match=r"num_batches_tracked must be .*int64 on the cpu.* got torch.int"):
+        F.batch_norm(x, mean, var, training=True, num_batches_tracked=batches, mask=None if short else MASK)
+    assert torch.equal(mean, ZEROS)
+    assert torch.equal(var, ONES)

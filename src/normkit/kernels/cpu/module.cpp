@@ -271,7 +271,8 @@ void update_running(int64_t count, Maybe counts, double momentum, bool cumulativ
     call.C = mean.numel(), call.sets = counts ? counts->numel() : 1;
     call.counts = counts ? counts->data<int64_t>() : &count;
     call.momentum = momentum, call.cumulative = cumulative;
-    call.batches = data<int64_t>(batches), call.skipped = data<int64_t>(skipped);
+    call.batches = batches ? batches->counter("num_batches_tracked") : nullptr;
+    call.skipped = skipped ? skipped->counter("num_batches_skipped") : nullptr;
     call.stats = stats.data<double>();
     set(call.mean, mean, call.var, var);
     kernels().update_running(call);

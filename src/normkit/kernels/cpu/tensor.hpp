@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "call.hpp"
@@ -73,8 +74,18 @@ struct Tensor {
     // Values are what memory holds.
     bool is_dense() const {
         static const nanobind::handle strided = torch("strided");
-        static const Name layout("layout"), is_neg("is_neg");
-        return layout.of(object).is(strided) && is_neg.called(object).ptr() == Py_False;
+        static const Name layout("layout"), is_neg("is_neg"), is_zero("_is_zerotensor");
+        return layout.of(object).is(strided) && is_neg.called(object).ptr() == Py_False &&
+               is_zero.called(object).ptr() == Py_False;
+    }
+    // What counts batches, which is written in place.
+    int64_t* counter(const char* called) const {
+        static const nanobind::handle int64 = torch("int64");
+        static const Name dtype("dtype"), device("device"), is_cpu("is_cpu");
+        if (dtype.of(object).is(int64) && is_cpu.of(object).ptr() == Py_True) return data<int64_t>();
+        const std::string found = nanobind::str(dtype.of(object)).c_str(), where = nanobind::str(device.of(object)).c_str();
+        throw std::runtime_error(std::string(called) + " must be a tensor of torch.int64 on the cpu, where the input is, got " +
+                                 found + " on " + where + ": move or convert it with .to()");
     }
 
    private:
