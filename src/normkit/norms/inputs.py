@@ -96,10 +96,14 @@ def check_running(running_mean: Tensor | None, running_var: Tensor | None, *, ne
 def check_written(**buffers: Tensor | None) -> None:
     """What is changed in place has memory of its own for each element."""
     for name, buffer in buffers.items():
-        if buffer is not None and buffer.dim() == 1 and buffer.shape[0] > 1 and buffer.stride(0) == 0:
+        if buffer is None:
+            continue
+        expanded = buffer.dim() == 1 and buffer.shape[0] > 1 and buffer.stride(0) == 0
+        if expanded or (not torch.compiler.is_compiling() and buffer.is_neg()):
             raise RuntimeError(
-                f"{name} is changed in place, so its elements need memory of their own, got an expanded tensor of "
-                f"shape {list(buffer.shape)}: pass {name}.clone()"
+                f"{name} is changed in place, so its elements need memory of their own, got "
+                f"{'an expanded tensor' if expanded else 'a negated view'} of shape {list(buffer.shape)}: pass "
+                f"{name}.clone()"
             )
 
 
