@@ -7,6 +7,7 @@
 
 #include "coefficients.hpp"
 #include "family.hpp"
+#include "group_runs.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
 
@@ -73,6 +74,7 @@ void add_sets(const Call& call, const double* sums, int64_t stride) {
 }  // namespace
 
 void groups_forward(const Call& call) {
+    if (are_group_runs(call)) return group_runs_forward(call);
     each_set(call, [](const Call& one) { channels_forward(one); });
 }
 
@@ -82,7 +84,10 @@ void groups_backward(const Call& call) {
     Call summed = call;
     if (parameters) summed.gradient_sums = memory.as<double>(), summed.sums_stride = sets(call) * call.C;
     summed.dweight.data = summed.dbias.data = nullptr;
-    each_set(summed, [](const Call& one) { channels_backward(one); });
+    if (are_group_runs(call))
+        group_runs_backward(summed);
+    else
+        each_set(summed, [](const Call& one) { channels_backward(one); });
     if (parameters) add_sets(call, summed.gradient_sums, summed.sums_stride);
 }
 

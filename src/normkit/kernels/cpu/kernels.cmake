@@ -20,7 +20,7 @@ endif()
 
 foreach(isa IN LISTS NORMKIT_ISAS)
   add_library(normkit_${isa} OBJECT)
-  foreach(source family channels groups mixtures rows running)
+  foreach(source family channels group_runs groups mixtures rows running)
     target_sources(normkit_${isa} PRIVATE ${CMAKE_CURRENT_LIST_DIR}/${source}.cpp)
   endforeach()
   target_compile_definitions(normkit_${isa} PRIVATE NORMKIT_ISA=${isa})

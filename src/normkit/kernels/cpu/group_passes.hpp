@@ -1,0 +1,182 @@
+// What is done to one group of a sample whose channels are planes that adjoin in memory: the walks of group norm.
+//
+// Planes of 7 x 7 are three vectors and one value, which alone would cost as much as a fourth. So outputs are written as
+// one run, whose vectors take the coefficients of two channels where one plane ends within them; of the sums, which are
+// each channel's own, the lanes are added up for several planes together.
+
+#pragma once
+
+#include "coefficients.hpp"
+#include "walk.hpp"
+
+namespace normkit::NORMKIT_ISA {
+
+// The coefficients of a group, as f64 has them: the channels have statistics in common, and parameters of their own.
+struct GroupCoefficients {
+    double hi, rstd, end, b, c;
+    double *scale, *bias;      // of each channel
+    float *scale32, *bias32;   // the same, rounded
+    bool wide;                 // f32 does not do
+
+    template <class E>
+    NORMKIT_INLINE const E* scales() const {
+        if constexpr (std::is_same_v<E, double>)
+            return scale;
+        else
+            return scale32;
+    }
+    template <class E>
+    NORMKIT_INLINE const E* biases() const {
+        if constexpr (std::is_same_v<E, double>)
+            return bias;
+        else
+            return bias32;
+    }
+};
+
+// What its channels have in common, in A.
+template <class A>
+struct InCommon {
+    A hi, rstd, end, b, c;
+    NORMKIT_INLINE explicit InCommon(const GroupCoefficients& of)
+        : hi(splat<A>(of.hi)), rstd(splat<A>(of.rstd)), end(splat<A>(of.end)), b(splat<A>(of.b)), c(splat<A>(of.c)) {}
+    NORMKIT_INLINE A get(int field) const {
+        return field == kHi ? hi : field == kRstd ? rstd : field == kEnd ? end : field == kB ? b : c;
+    }
+};
+// Of a vector in one channel; and of one whose first lanes are the end of a channel, the others the next one's beginning.
+template <class A>
+struct InChannel {
+    const InCommon<A>& common;
+    const ElementOf<A>*scale, *bias;
+    template <class>
+    NORMKIT_INLINE A get(int field) const {
+        return field == kScale ? splat<A>(*scale) : field == kBias ? splat<A>(*bias) : common.get(field);
+    }
+};
+template <class A>
+struct InTwoChannels {
+    InChannel<A> of;
+    I first;
+    template <class>
+    NORMKIT_INLINE A get(int field) const {
+        return field == kScale ? mixed(of.scale) : field == kBias ? mixed(of.bias) : of.common.get(field);
+    }
+
+   private:
+    NORMKIT_INLINE A mixed(const ElementOf<A>* p) const {
+        if constexpr (std::is_same_v<A, D>)
+            return select(widen(first), splat<A>(p[0]), splat<A>(p[1]));
+        else
+            return select(first, splat<A>(p[0]), splat<A>(p[1]));
+    }
+};
+
+// Outputs of a group of n elements in planes of S, at least a vector each. Stores are aligned: others take twice as long.
+// Where to look `ahead` is elements from here, or nowhere.
+template <class A, class Pass>
+NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, int64_t at, int64_t n, int64_t S, int64_t ahead) {
+    using Coefficient = typename Pass::template Coefficient<A>;
+    const InCommon<A> common(by);
+    InChannel<A> channel{common, by.scales<ElementOf<A>>(), by.biases<ElementOf<A>>()};
+    Coefficient here(channel);
+    NoSums none;
+    const auto out = pass.out();
+    const auto address = reinterpret_cast<uintptr_t>(out.data + at) / sizeof(*out.data);
+    int64_t i = -int64_t(address) & (L - 1), end = S;
+    if (i > 0) out.streamed ? pass.template apply<A>(at, First{int(i)}, here, none) : pass.template apply<A>(at, All{}, here, none);
+    const auto next = [&] {
+        if (ahead) pass.prefetch(at + i + ahead);
+        const int64_t here_at = at + i, left = end - i;
+        i += L;
+        if (left >= L) return pass.template value<A>(here_at, All{}, here);
+        const Coefficient both(InTwoChannels<A>{channel, first_lanes(int(left))});
+        ++channel.scale, ++channel.bias, end += S;
+        here = Coefficient(channel);
+        return pass.template value<A>(here_at, All{}, both);
+    };
+    while (i + 2 * L <= n) {
+        const int64_t to = at + i;
+        const A v = next(), w = next();
+        out.put(to, v, to + L, w);
+    }
+    if (i + L <= n) {
+        const int64_t to = at + i;
+        out.put(to, next(), All{});
+    }
+    if (i == n) return;
+    out.streamed ? pass.template apply<A>(at + i, First{int(n - i)}, here, none)
+                 : pass.template apply<A>(at + n - L, All{}, here, none);
+}
+
+// Two vectors, whose planes have so many lanes each, become one: lanes are added to others of their plane.
+template <int lanes, class V, size_t... i>
+NORMKIT_INLINE V folded(V a, V b, std::index_sequence<i...>) {
+    constexpr int half = lanes / 2;
+    return __builtin_shufflevector(a, b, int(i / half * lanes + i % half)...) +
+           __builtin_shufflevector(a, b, int(i / half * lanes + i % half + half)...);
+}
+template <int lanes>
+NORMKIT_INLINE HalfD totals_of(const HalfD* v) {
+    if constexpr (lanes == L / 4)
+        return v[0];
+    else
+        return folded<2 * lanes>(totals_of<2 * lanes>(v), totals_of<2 * lanes>(v + L / 8 / lanes), Half{});
+}
+
+// The totals of L vectors: their lanes are added in f32 to a quarter of them, and then in f64.
+NORMKIT_INLINE D totals(const F* v) {
+    HalfD quarters[L / 2];
+    for (int i = 0; i < L; i += 4) {
+        const F a = folded<L>(v[i], v[i + 1], Whole{}), b = folded<L>(v[i + 2], v[i + 3], Whole{});
+        const D four = widen(folded<L / 2>(a, b, Whole{}));
+        quarters[i / 2] = four.low, quarters[i / 2 + 1] = four.high;
+    }
+    return {totals_of<1>(quarters), totals_of<1>(quarters + L / 4)};
+}
+
+// Planes of so many vectors at most are summed in f32 before their lanes are added.
+constexpr int64_t kShortPlane = ShortSums::most * L;
+
+// The totals of planes one after another, L at a time.
+struct PlaneTotals {
+    Totals to;
+    int64_t done = 0;
+    int n = 0;
+    F first[L], second[L];
+
+    NORMKIT_INLINE void add(const ShortSums& sums) {
+        first[n] = sums.first, second[n] = sums.second;
+        if (++n == L) flush();
+    }
+    NORMKIT_INLINE void flush() {  // to whole vectors
+        store(to.row(0) + done, totals(first), All{});
+        store(to.row(1) + done, totals(second), All{});
+        done += n, n = 0;
+    }
+};
+
+// Sums of each channel of a group in short planes.
+template <class Pass>
+NORMKIT_INLINE void sum_short_planes(const Pass& pass, const GroupCoefficients& by, int64_t at, int64_t planes, int64_t S,
+                                     PlaneTotals& to) {
+    using Coefficient = typename Pass::template Coefficient<F>;
+    const InCommon<F> common(by);
+    const int64_t whole = S / L * L;
+    const First rest{int(S - whole)};
+    for (int64_t plane = 0; plane < planes; ++plane, at += S) {
+        const Coefficient here(InChannel<F>{common, by.scale32 + plane, by.bias32 + plane});
+        ShortSums even{}, odd{};
+        int64_t i = 0;
+        for (; i + 2 * L <= whole; i += 2 * L) {
+            pass.template apply<F>(at + i, All{}, here, even);
+            pass.template apply<F>(at + i + L, All{}, here, odd);
+        }
+        if (i < whole) pass.template apply<F>(at + i, All{}, here, even);
+        if (rest.n > 0) pass.template apply<F>(at + whole, rest, here, odd);
+        even.join(odd);
+        to.add(even);
+    }
+}
+
+}  // namespace normkit::NORMKIT_ISA
