@@ -72,6 +72,16 @@ struct InTwoChannels {
     }
 };
 
+// What a pass reads.
+template <class T, class Act>
+NORMKIT_INLINE void fetch_inputs(const NormalizePass<T, Act>& pass, int64_t at) {
+    fetch(pass.x + at);
+}
+template <class T, class Act>
+NORMKIT_INLINE void fetch_inputs(const InputGradientPass<T, Act>& pass, int64_t at) {
+    fetch(pass.x + at), pass.upstream.prefetch(at);
+}
+
 // Outputs of a group of n elements in planes of S, at least a vector each. Stores are aligned: others take twice as long.
 // Where to look `ahead` is elements from here, or nowhere.
 template <class A, class Pass>
@@ -82,11 +92,12 @@ NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, i
     Coefficient here(channel);
     NoSums none;
     const auto out = pass.out();
+    constexpr int64_t soon = 1024 / int64_t(sizeof(*out.data));
     const auto address = reinterpret_cast<uintptr_t>(out.data + at) / sizeof(*out.data);
     int64_t i = -int64_t(address) & (L - 1), end = S;
     if (i > 0) out.streamed ? pass.template apply<A>(at, First{int(i)}, here, none) : pass.template apply<A>(at, All{}, here, none);
     const auto next = [&] {
-        if (ahead) pass.prefetch(at + i + ahead);
+        if (ahead) fetch_inputs(pass, at + i + ahead), out.prefetch(at + i + soon);
         const int64_t here_at = at + i, left = end - i;
         i += L;
         if (left >= L) return pass.template value<A>(here_at, All{}, here);
