@@ -1,8 +1,8 @@
-// What is done to one group of a sample whose channels are planes that adjoin in memory: the walks of group norm.
+// What is done to a group whose channels are planes that adjoin in memory: the walks of group norm.
 //
-// Planes of 7 x 7 are three vectors and one value, which alone would cost as much as a fourth. So outputs are written as
-// one run, whose vectors take the coefficients of two channels where one plane ends within them; of the sums, which are
-// each channel's own, the lanes are added up for several planes together.
+// A plane of 7 x 7 is three vectors and one value, which would cost as much as a fourth. So outputs are written as one
+// run, whose vectors take the coefficients of two channels where a plane ends within them. Sums are each channel's own;
+// their lanes are added up for several planes together.
 
 #pragma once
 
@@ -11,12 +11,12 @@
 
 namespace normkit::NORMKIT_ISA {
 
-// The coefficients of a group, as f64 has them: the channels have statistics in common, and parameters of their own.
+// The coefficients of a group: its channels have statistics in common, and parameters of their own.
 struct GroupCoefficients {
     double hi, rstd, end, b, c;
-    double *scale, *bias;      // of each channel
-    float *scale32, *bias32;   // the same, rounded
-    bool wide;                 // f32 does not do
+    double *scale, *bias;     // of each channel
+    float *scale32, *bias32;  // the same, rounded
+    bool wide;                // f32 does not do
 
     template <class E>
     NORMKIT_INLINE const E* scales() const {
@@ -83,9 +83,10 @@ NORMKIT_INLINE void fetch_inputs(const InputGradientPass<T, Act>& pass, int64_t 
 }
 
 // Outputs of a group of n elements in planes of S, at least a vector each. Stores are aligned: others take twice as long.
-// Where to look `ahead` is elements from here, or nowhere.
+// What is read next lies `ahead` elements from here; 0: it is in the cache.
 template <class A, class Pass>
-NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, int64_t at, int64_t n, int64_t S, int64_t ahead) {
+NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, int64_t at, int64_t n, int64_t S,
+                                int64_t ahead) {
     using Coefficient = typename Pass::template Coefficient<A>;
     const InCommon<A> common(by);
     InChannel<A> channel{common, by.scales<ElementOf<A>>(), by.biases<ElementOf<A>>()};
@@ -95,7 +96,11 @@ NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, i
     constexpr int64_t soon = 1024 / int64_t(sizeof(*out.data));
     const auto address = reinterpret_cast<uintptr_t>(out.data + at) / sizeof(*out.data);
     int64_t i = -int64_t(address) & (L - 1), end = S;
-    if (i > 0) out.streamed ? pass.template apply<A>(at, First{int(i)}, here, none) : pass.template apply<A>(at, All{}, here, none);
+    const auto put_end = [&](int64_t from, int64_t lanes, int64_t whole) {  // or the whole vector that holds it
+        out.streamed ? pass.template apply<A>(at + from, First{int(lanes)}, here, none)
+                     : pass.template apply<A>(at + whole, All{}, here, none);
+    };
+    if (i > 0) put_end(0, i, 0);
     const auto next = [&] {
         if (ahead) fetch_inputs(pass, at + i + ahead), out.prefetch(at + i + soon);
         const int64_t here_at = at + i, left = end - i;
@@ -115,9 +120,7 @@ NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, i
         const int64_t to = at + i;
         out.put(to, next(), All{});
     }
-    if (i == n) return;
-    out.streamed ? pass.template apply<A>(at + i, First{int(n - i)}, here, none)
-                 : pass.template apply<A>(at + n - L, All{}, here, none);
+    if (i < n) put_end(i, n - i, n - L);
 }
 
 // Two vectors, whose planes have so many lanes each, become one: lanes are added to others of their plane.
@@ -160,31 +163,52 @@ struct PlaneTotals {
         first[n] = sums.first, second[n] = sums.second;
         if (++n == L) flush();
     }
-    NORMKIT_INLINE void flush() {  // to whole vectors
+    NORMKIT_INLINE void finish() {
+        if (n == 0) return;
+        std::fill(first + n, first + L, F{}), std::fill(second + n, second + L, F{});
+        flush();
+    }
+
+   private:
+    NORMKIT_INLINE void flush() {  // whole vectors, at the end too
         store(to.row(0) + done, totals(first), All{});
         store(to.row(1) + done, totals(second), All{});
         done += n, n = 0;
     }
 };
 
+// v, of which the compiler would load each use anew from memory, and a load across the end of a line is two.
+NORMKIT_INLINE F loaded_once(F v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
 // Sums of each channel of a group in short planes.
-template <class Pass>
-NORMKIT_INLINE void sum_short_planes(const Pass& pass, const GroupCoefficients& by, int64_t at, int64_t planes, int64_t S,
-                                     PlaneTotals& to) {
-    using Coefficient = typename Pass::template Coefficient<F>;
+template <class T, class Act>
+NORMKIT_INLINE void sum_short_planes(const T* x, const Upstream<T, Act>& upstream, const GroupCoefficients& by, int64_t at,
+                                     int64_t planes, int64_t S, PlaneTotals& to) {
+    using Coefficient = typename GradientSumsPass<T, Act>::template Coefficient<F>;
     const InCommon<F> common(by);
     const int64_t whole = S / L * L;
     const First rest{int(S - whole)};
     for (int64_t plane = 0; plane < planes; ++plane, at += S) {
         const Coefficient here(InChannel<F>{common, by.scale32 + plane, by.bias32 + plane});
+        const auto add = [&](int64_t i, auto lanes, ShortSums& sums) {
+            const F d = here.centred(load<F>(x + at + i, lanes));
+            const F dz = loaded_once(upstream.dz(at + i, lanes, d, here));
+            add_gradient(sums, keep(dz, lanes), fma(d, here.rstd, here.end));
+        };
         ShortSums even{}, odd{};
         int64_t i = 0;
-        for (; i + 2 * L <= whole; i += 2 * L) {
-            pass.template apply<F>(at + i, All{}, here, even);
-            pass.template apply<F>(at + i + L, All{}, here, odd);
-        }
-        if (i < whole) pass.template apply<F>(at + i, All{}, here, even);
-        if (rest.n > 0) pass.template apply<F>(at + whole, rest, here, odd);
+        for (; i + 2 * L <= whole; i += 2 * L) add(i, All{}, even), add(i + L, All{}, odd);
+        if (i < whole) add(i, All{}, even);
+        if (rest.n > 0) add(whole, rest, odd);
         even.join(odd);
         to.add(even);
     }

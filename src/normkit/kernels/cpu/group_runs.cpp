@@ -1,11 +1,9 @@
 // Group norm where each group of a sample is a run of memory. Compiled once per instruction set.
 //
-// Groups are taken one by one: read for the sums, and written while they are still in the nearest cache, with the
-// next one fetched meanwhile. The parameters are those of its channels, the statistics are one mean and one variance.
+// Groups are taken in tiles, which stay in the nearest cache: all of a tile are read for their sums, their coefficients
+// are made, and they are written while the next tile is fetched.
 
 #include "group_runs.hpp"
-
-#include <cstdlib>
 
 #include "dispatch.hpp"
 #include "group_passes.hpp"
@@ -41,7 +39,7 @@ class GroupRuns {
     void forward() const {
         const auto write = [&](auto streamed, const GroupCoefficients& of, int64_t run) {
             const NormalizePass<T, Act> pass{x(), nullptr, {static_cast<T*>(call_.y), streamed}, act_};
-            in_width(of, [&](auto a) { write_group<decltype(a)>(pass, of, run * M_, M_, S_, ahead()); });
+            in_width(of, [&](auto a) { write_group<decltype(a)>(pass, of, run * M_, M_, S_, ahead(1)); });
         };
         each_tile(1, [&](int64_t run, int64_t n, GroupCoefficients* of) {
             Moments moments[kTile];
@@ -60,7 +58,7 @@ class GroupRuns {
         const double *mean = static_cast<double*>(call_.mean.data), *var = static_cast<double*>(call_.var.data);
         const auto write = [&](auto streamed, const GroupCoefficients& of, int64_t run) {
             const InputGradientPass<T, Act> pass{x(), upstream(), {static_cast<T*>(call_.dx), streamed}, {}};
-            in_width(of, [&](auto a) { write_group<decltype(a)>(pass, of, run * M_, M_, S_, ahead()); });
+            in_width(of, [&](auto a) { write_group<decltype(a)>(pass, of, run * M_, M_, S_, ahead(2)); });
         };
         each_tile(2, [&](int64_t run, int64_t n, GroupCoefficients* of) {
             for (int64_t i = 0; i < n; ++i) {
@@ -82,6 +80,12 @@ class GroupRuns {
 
    private:
     static constexpr int kTile = 8;  // most groups of a tile
+    static constexpr int64_t kTileBytes = 12 << 10;
+#if defined(NORMKIT_STD_THREADS)
+    static constexpr int64_t kStreamed = 2 * L;  // small tensors take this path too
+#else
+    static constexpr int64_t kStreamed = 1 << 10;  // elements of a group, of whose lines all but the ends are streamed
+#endif
     const Call& call_;
     const Act act_;
     const int64_t channels_, length_, S_, M_, all_;  // of a group, and so many in whole vectors
@@ -91,11 +95,15 @@ class GroupRuns {
     const T* x() const { return static_cast<const T*>(call_.x); }
     Upstream<T, Act> upstream() const { return {static_cast<const T*>(call_.dy), nullptr, act_}; }
     int64_t channel(int64_t run) const { return run % call_.G * channels_; }
-    int64_t ahead() const { return all_ * int64_t(sizeof(T)) > caches().l2 / 4 ? tile(call_.dx ? 2 : 1) * M_ : 0; }
-    // Several groups hide the latency of their coefficients.
+    // Where the next tile lies; 0 where all is in the cache of a core.
+    int64_t ahead(int64_t arrays) const { return all_ * int64_t(sizeof(T)) > caches().l2 / 4 ? tile(arrays) * M_ : 0; }
+    // Groups of a tile of so many tensors that are read: several hide the latency of their coefficients.
     int64_t tile(int64_t arrays) const {
-        static const int64_t kb = getenv("TKB") ? atoi(getenv("TKB")) : 12;
-        return std::clamp<int64_t>((kb << 10) / (M_ * arrays * int64_t(sizeof(T))), 1, kTile);
+        return std::clamp<int64_t>(kTileBytes / (M_ * arrays * int64_t(sizeof(T))), 1, kTile);
+    }
+    bool streams(const void* data) const {
+        const bool aligned = reinterpret_cast<uintptr_t>(data) % sizeof(T) == 0;
+        return aligned && M_ >= kStreamed && leaves_cache(4 * all_ * int64_t(sizeof(T)));
     }
 
     template <class Body>
@@ -115,8 +123,7 @@ class GroupRuns {
     }
     template <class Write>
     void write_tile(void* data, const Write& write, int64_t run, int64_t n, const GroupCoefficients* of) const {
-        const bool aligned = reinterpret_cast<uintptr_t>(data) % sizeof(T) == 0;
-        if (aligned && M_ >= 64 * L && leaves_cache(4 * all_ * int64_t(sizeof(T)))) {
+        if (streams(data)) {
             for (int64_t i = 0; i < n; ++i) write(std::true_type{}, of[i], run + i);
             return stream_fence();
         }
@@ -159,8 +166,8 @@ class GroupRuns {
         }
     }
 
-    // z = scale (x - hi) + bias, xhat = rstd (x - hi) + end. The last vectors may reach into the next group's parameters,
-    // whose coefficients are not read.
+    // z = scale (x - hi) + bias, xhat = rstd (x - hi) + end. The last vector may reach into the next group's parameters,
+    // which count in nothing.
     void set_affine(GroupCoefficients& of, int64_t c0, const Moments& m) const {
         const Inverse<T> inverse = inverse_deviation<T>(m.var, call_.eps);
         of.rstd = double(inverse);
@@ -179,7 +186,9 @@ class GroupRuns {
             for (int64_t c = 0; c < length_; c += L) {
                 const D scale = load<D>(weight_ + c0 + c, All{}) * splat<D>(of.rstd);
                 const D bias = load<D>(bias_ + c0 + c, All{}) - splat<D>(lo) * scale;
-                fit.low &= fits(scale.low) & fits(bias.low), fit.high &= fits(scale.high) & fits(bias.high);
+                const J own = widen(first_lanes(int(std::min<int64_t>(L, channels_ - c))));
+                fit.low &= ~own.low | (fits(scale.low) & fits(bias.low));
+                fit.high &= ~own.high | (fits(scale.high) & fits(bias.high));
                 store(of.scale + c, scale, All{}), store(of.bias + c, bias, All{});
                 store(of.scale32 + c, narrow(scale), All{}), store(of.bias32 + c, narrow(bias), All{});
             }
@@ -212,9 +221,8 @@ class GroupRuns {
         if constexpr (!f64_alone) {
             if (S_ <= kShortPlane && std::none_of(of, of + n, [](const GroupCoefficients& each) { return each.wide; })) {
                 PlaneTotals totals{to};
-                for (int64_t i = 0; i < n; ++i) sum_short_planes(pass, of[i], (run + i) * M_, channels_, S_, totals);
-                if (totals.n > 0) totals.flush();
-                return;
+                for (int64_t i = 0; i < n; ++i) sum_short_planes(x(), upstream(), of[i], (run + i) * M_, channels_, S_, totals);
+                return totals.finish();
             }
         }
         for (int64_t i = 0; i < n; ++i)
@@ -246,7 +254,8 @@ bool are_group_runs(const Call& call) {
     const int64_t most = kPiece;
     const bool plain = !call.channels_last && !call.mask && !call.residual && !call.affine_per_sample && call.together == 1;
     const bool own = call.share == 1 && !call.corrected && !call.constant_statistics && call.stages == (kSums | kOutputs);
-    return plain && own && call.G < call.C && call.S >= L && call.C / call.G * call.S <= most;
+    const bool exact = !call.dy || (call.mean.dtype == DType::f64 && call.var.dtype == DType::f64 && call.tail);
+    return plain && own && exact && call.G < call.C && call.S >= L && call.C / call.G * call.S <= most;
 }
 
 void group_runs_forward(const Call& call) {
