@@ -73,12 +73,12 @@ struct InTwoChannels {
 };
 
 // What a pass reads.
-template <class T, class Act>
-NORMKIT_INLINE void fetch_inputs(const NormalizePass<T, Act>& pass, int64_t at) {
+template <class... Of>
+NORMKIT_INLINE void fetch_inputs(const NormalizePass<Of...>& pass, int64_t at) {
     fetch(pass.x + at);
 }
-template <class T, class Act>
-NORMKIT_INLINE void fetch_inputs(const InputGradientPass<T, Act>& pass, int64_t at) {
+template <class... Of>
+NORMKIT_INLINE void fetch_inputs(const InputGradientPass<Of...>& pass, int64_t at) {
     fetch(pass.x + at), pass.upstream.prefetch(at);
 }
 
@@ -150,7 +150,7 @@ NORMKIT_INLINE D totals(const F* v) {
 }
 
 // Planes of so many vectors at most are summed in f32 before their lanes are added.
-constexpr int64_t kShortPlane = ShortSums::most * L;
+constexpr int64_t kShortPlane = ShortSums<F>::most * L;
 
 // The totals of planes one after another, L at a time.
 struct PlaneTotals {
@@ -159,7 +159,7 @@ struct PlaneTotals {
     int n = 0;
     F first[L], second[L];
 
-    NORMKIT_INLINE void add(const ShortSums& sums) {
+    NORMKIT_INLINE void add(const ShortSums<F>& sums) {
         first[n] = sums.first, second[n] = sums.second;
         if (++n == L) flush();
     }
@@ -190,8 +190,8 @@ NORMKIT_INLINE F loaded_once(F v) {
 }
 
 // Sums of each channel of a group in short planes.
-template <class T, class Act>
-NORMKIT_INLINE void sum_short_planes(const T* x, const Upstream<T, Act>& upstream, const GroupCoefficients& by, int64_t at,
+template <class T, class Act, class None>
+NORMKIT_INLINE void sum_short_planes(const T* x, const Upstream<T, Act, None>& upstream, const GroupCoefficients& by, int64_t at,
                                      int64_t planes, int64_t S, PlaneTotals& to) {
     using Coefficient = typename GradientSumsPass<T, Act>::template Coefficient<F>;
     const InCommon<F> common(by);
@@ -199,12 +199,12 @@ NORMKIT_INLINE void sum_short_planes(const T* x, const Upstream<T, Act>& upstrea
     const First rest{int(S - whole)};
     for (int64_t plane = 0; plane < planes; ++plane, at += S) {
         const Coefficient here(InChannel<F>{common, by.scale32 + plane, by.bias32 + plane});
-        const auto add = [&](int64_t i, auto lanes, ShortSums& sums) {
+        const auto add = [&](int64_t i, auto lanes, ShortSums<F>& sums) {
             const F d = here.centred(load<F>(x + at + i, lanes));
             const F dz = loaded_once(upstream.dz(at + i, lanes, d, here));
             add_gradient(sums, keep(dz, lanes), fma(d, here.rstd, here.end));
         };
-        ShortSums even{}, odd{};
+        ShortSums<F> even{}, odd{};
         int64_t i = 0;
         for (; i + 2 * L <= whole; i += 2 * L) add(i, All{}, even), add(i + L, All{}, odd);
         if (i < whole) add(i, All{}, even);

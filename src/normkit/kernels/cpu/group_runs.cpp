@@ -18,6 +18,7 @@ namespace {
 template <class T, class Act>
 class GroupRuns {
     static constexpr bool f64_alone = std::is_same_v<T, double>;
+    using No = std::false_type;  // operands that are not there
 
    public:
     GroupRuns(const Call& call, Act act)
@@ -38,7 +39,7 @@ class GroupRuns {
 
     void forward() const {
         const auto write = [&](auto streamed, const GroupCoefficients& of, int64_t run) {
-            const NormalizePass<T, Act> pass{x(), nullptr, {static_cast<T*>(call_.y), streamed}, act_};
+            const NormalizePass<T, Act, No, decltype(streamed)> pass{x(), nullptr, {static_cast<T*>(call_.y), {}}, act_};
             in_width(of, [&](auto a) { write_group<decltype(a)>(pass, of, run * M_, M_, S_, ahead(1)); });
         };
         each_tile(1, [&](int64_t run, int64_t n, GroupCoefficients* of) {
@@ -57,7 +58,7 @@ class GroupRuns {
     void backward() const {
         const double *mean = static_cast<double*>(call_.mean.data), *var = static_cast<double*>(call_.var.data);
         const auto write = [&](auto streamed, const GroupCoefficients& of, int64_t run) {
-            const InputGradientPass<T, Act> pass{x(), upstream(), {static_cast<T*>(call_.dx), streamed}, {}};
+            const InputGradientPass<T, Act, No, decltype(streamed)> pass{x(), upstream(), {static_cast<T*>(call_.dx), {}}, {}};
             in_width(of, [&](auto a) { write_group<decltype(a)>(pass, of, run * M_, M_, S_, ahead(2)); });
         };
         each_tile(2, [&](int64_t run, int64_t n, GroupCoefficients* of) {
@@ -93,7 +94,8 @@ class GroupRuns {
     double *weight_, *bias_;  // in f64, with a vector of zeros at the end
 
     const T* x() const { return static_cast<const T*>(call_.x); }
-    Upstream<T, Act> upstream() const { return {static_cast<const T*>(call_.dy), nullptr, act_}; }
+    const T* dy() const { return static_cast<const T*>(call_.dy); }
+    Upstream<T, Act, No> upstream() const { return {dy(), nullptr, act_}; }
     int64_t channel(int64_t run) const { return run % call_.G * channels_; }
     // Where the next tile lies; 0 where all is in the cache of a core.
     int64_t ahead(int64_t arrays) const { return all_ * int64_t(sizeof(T)) > caches().l2 / 4 ? tile(arrays) * M_ : 0; }
@@ -217,7 +219,7 @@ class GroupRuns {
 
     // Of each channel of n groups.
     [[gnu::noinline]] void sum_gradient(int64_t run, int64_t n, const GroupCoefficients* of, const Totals& to) const {
-        const GradientSumsPass<T, Act> pass{x(), upstream(), {}};
+        const GradientSumsPass<T, Act> pass{x(), {dy(), nullptr, act_}, {}};
         if constexpr (!f64_alone) {
             if (S_ <= kShortPlane && std::none_of(of, of + n, [](const GroupCoefficients& each) { return each.wide; })) {
                 PlaneTotals totals{to};
