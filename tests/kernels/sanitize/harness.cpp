@@ -122,15 +122,17 @@ void channels(const Kernels& kernels) {
 void groups(const Kernels& kernels) {
     Buffers buffers;
     Call call = random_call(buffers, true);
-    call.stages = 1 + int(below(3));
-    call.affine_per_sample = chance(2);
+    const bool plain = chance(3);  // group norm as it mostly is
+    if (plain) call.mask = nullptr, call.residual = call.dresidual = nullptr, call.channels_last = false;
+    call.stages = plain ? kSums | kOutputs : 1 + int(below(3));
+    call.affine_per_sample = !plain && chance(2);
     call.uncentred = chance(3);
     if (call.affine_per_sample) {
         for (Parameter* p : {&call.weight, &call.bias})
             if (p->data) *p = {buffers.doubles(call.N * call.C), DType::f64};
         call.dweight.data = call.dbias.data = nullptr;
     } else {
-        call.together = 1 + below(4);
+        call.together = plain ? 1 : 1 + below(4);
     }
     if (call.stages == kOutputs) give_statistics(call);
     if (call.stages & kSums && call.G == call.C && chance(3)) blend(call, buffers);

@@ -101,7 +101,7 @@ NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, i
                      : pass.template apply<A>(at + whole, All{}, here, none);
     };
     if (i > 0) put_end(0, i, 0);
-    const auto next = [&] {
+    const auto next = [&]() __attribute__((always_inline)) {  // a call of it would keep all that it knows in memory
         if (ahead) fetch_inputs(pass, at + i + ahead), out.prefetch(at + i + soon);
         const int64_t here_at = at + i, left = end - i;
         i += L;
@@ -163,6 +163,10 @@ struct PlaneTotals {
         first[n] = sums.first, second[n] = sums.second;
         if (++n == L) flush();
     }
+    NORMKIT_INLINE void skip(int64_t planes) {  // whose totals are then written by others
+        finish();
+        done += planes;
+    }
     NORMKIT_INLINE void finish() {
         if (n == 0) return;
         std::fill(first + n, first + L, F{}), std::fill(second + n, second + L, F{});
@@ -170,7 +174,7 @@ struct PlaneTotals {
     }
 
    private:
-    NORMKIT_INLINE void flush() {  // whole vectors, at the end too
+    NORMKIT_INLINE void flush() {  // whole vectors, at the end too: what comes next is written over it
         store(to.row(0) + done, totals(first), All{});
         store(to.row(1) + done, totals(second), All{});
         done += n, n = 0;
@@ -199,7 +203,7 @@ NORMKIT_INLINE void sum_short_planes(const T* x, const Upstream<T, Act, None>& u
     const First rest{int(S - whole)};
     for (int64_t plane = 0; plane < planes; ++plane, at += S) {
         const Coefficient here(InChannel<F>{common, by.scale32 + plane, by.bias32 + plane});
-        const auto add = [&](int64_t i, auto lanes, ShortSums<F>& sums) {
+        const auto add = [&](int64_t i, auto lanes, ShortSums<F>& sums) __attribute__((always_inline)) {
             const F d = here.centred(load<F>(x + at + i, lanes));
             const F dz = loaded_once(upstream.dz(at + i, lanes, d, here));
             add_gradient(sums, keep(dz, lanes), fma(d, here.rstd, here.end));

@@ -220,15 +220,19 @@ class GroupRuns {
     // Of each channel of n groups.
     [[gnu::noinline]] void sum_gradient(int64_t run, int64_t n, const GroupCoefficients* of, const Totals& to) const {
         const GradientSumsPass<T, Act> pass{x(), {dy(), nullptr, act_}, {}};
-        if constexpr (!f64_alone) {
-            if (S_ <= kShortPlane && std::none_of(of, of + n, [](const GroupCoefficients& each) { return each.wide; })) {
-                PlaneTotals totals{to};
-                for (int64_t i = 0; i < n; ++i) sum_short_planes(x(), upstream(), of[i], (run + i) * M_, channels_, S_, totals);
-                return totals.finish();
+        PlaneTotals totals{to};
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t at = (run + i) * M_;
+            if constexpr (!f64_alone) {
+                if (S_ <= kShortPlane && !of[i].wide) {
+                    sum_short_planes(x(), upstream(), of[i], at, channels_, S_, totals);
+                    continue;
+                }
             }
+            totals.skip(channels_);
+            in_width(of[i], [&](auto a) { sum_planes<decltype(a)>(pass, of[i], at, to.from(i * channels_)); });
         }
-        for (int64_t i = 0; i < n; ++i)
-            in_width(of[i], [&](auto a) { sum_planes<decltype(a)>(pass, of[i], (run + i) * M_, to.from(i * channels_)); });
+        totals.finish();
     }
     template <class A, class Pass>
     void sum_planes(const Pass& pass, const GroupCoefficients& of, int64_t at, const Totals& to) const {
