@@ -93,7 +93,6 @@ NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, i
     Coefficient here(channel);
     NoSums none;
     const auto out = pass.out();
-    constexpr int64_t soon = 1024 / int64_t(sizeof(*out.data));
     const auto address = reinterpret_cast<uintptr_t>(out.data + at) / sizeof(*out.data);
     int64_t i = -int64_t(address) & (L - 1), end = S;
     const auto put_end = [&](int64_t from, int64_t lanes, int64_t whole) {  // or the whole vector that holds it
@@ -102,7 +101,7 @@ NORMKIT_INLINE void write_group(const Pass& pass, const GroupCoefficients& by, i
     };
     if (i > 0) put_end(0, i, 0);
     const auto next = [&]() __attribute__((always_inline)) {  // a call of it would keep all that it knows in memory
-        if (ahead) fetch_inputs(pass, at + i + ahead), out.prefetch(at + i + soon);
+        if (ahead) fetch_inputs(pass, at + i + ahead);
         const int64_t here_at = at + i, left = end - i;
         i += L;
         if (left >= L) return pass.template value<A>(here_at, All{}, here);

@@ -108,6 +108,14 @@ class GroupRuns {
         return aligned && M_ >= kStreamed && leaves_cache(4 * all_ * int64_t(sizeof(T)));
     }
 
+    // Where a group is written, while it is summed: memory has less to do than when the next one is fetched.
+    void fetch_output(void* data, int64_t run, int64_t arrays) const {
+        if (ahead(arrays) == 0 || streams(data)) return;
+        constexpr int64_t line = 64 / int64_t(sizeof(T));
+        const T* to = static_cast<const T*>(data) + run * M_;
+        for (int64_t i = 0; i < M_; i += line) __builtin_prefetch(to + i, 1, 2);
+    }
+
     template <class Body>
     void each_tile(int64_t arrays, const Body& body) const {
         const int64_t runs = call_.N * call_.G, most = tile(arrays);
@@ -152,6 +160,7 @@ class GroupRuns {
         double shift[kTile];
         for (int64_t i = 0; i < n; ++i) {
             const T* at = x() + (run + i) * M_;
+            fetch_output(call_.y, run + i, 1);
             shift[i] = element(*at);
             if constexpr (is_half<T>) shift[i] = sum_of<float, L>(load<F>(at, All{})) / float(L);
             const Sums<T> sums = sums_about<std::conditional_t<is_half<T>, F, D>>(shift[i], run + i);
@@ -223,6 +232,7 @@ class GroupRuns {
         PlaneTotals totals{to};
         for (int64_t i = 0; i < n; ++i) {
             const int64_t at = (run + i) * M_;
+            fetch_output(call_.dx, run + i, 2);
             if constexpr (!f64_alone) {
                 if (S_ <= kShortPlane && !of[i].wide) {
                     sum_short_planes(x(), upstream(), of[i], at, channels_, S_, totals);
