@@ -12,7 +12,7 @@ from triton_device import DEVICE, DTYPES, laid_out
 
 from normkit.kernels import triton as gpu
 from normkit.kernels.codes import ACTIVATIONS
-from normkit.kernels.triton.plan import plan
+from normkit.kernels.triton.plan import Plan, plan
 
 EPS = 1e-5
 # Tables, one value in a spatial axis, odd sizes, three spatial axes, sets of one tile of each size.
@@ -69,27 +69,33 @@ def test_shapes(shape, dtype, channels_last):
     check((torch.randn(shape, dtype=torch.float64) * 2 + 3).to(dtype), channels_last)
 
 
-# Splits of a set, tiles of a program, and what brings splits together, on a device of 16 processors.
+# Splits of a set, what a program holds of it, and what brings splits together, on a device of 16 processors: forward
+# and backward.
+THROUGH, BARRIER, SWEEPS = "passed through", ", a barrier", ", two sweeps"
 WAYS = [
-    ((3, 1, 25000), True, "5 splits of 1 tile, a barrier"),
-    ((2, 20, 9000), True, "15 splits of 5 tiles, a barrier"),
-    ((2, 9, 12000), False, "1 split of 3 tiles"),
-    ((2, 9, 17000), False, "2 splits of 3 tiles, two sweeps"),
-    ((1, 1100, 600), True, "2 splits of 3 tiles, two sweeps"),
+    ((3, 2, 25000), True, torch.float32, f"16 {THROUGH}{BARRIER}", f"16 {THROUGH}{BARRIER}"),
+    ((1, 3, 60000), False, torch.float32, f"5 of 2 tiles{BARRIER}", f"5 of 4 tiles{BARRIER}"),
+    ((1, 3, 60000), False, torch.bfloat16, f"5 of 2 tiles{BARRIER}", f"5 of 4 tiles{BARRIER}"),
+    ((2, 20, 9000), True, torch.bfloat16, f"16 of 6 tiles{BARRIER}", f"16 {THROUGH}{BARRIER}"),
+    ((2, 9, 12000), False, torch.float32, "1 of 4 tiles", f"1 {THROUGH}"),
+    ((2, 9, 12000), False, torch.bfloat16, "1 of 4 tiles", "1 of 6 tiles"),
+    ((2, 9, 17000), False, torch.float32, f"2 {THROUGH}{SWEEPS}", f"2 {THROUGH}{SWEEPS}"),
+    ((1, 1100, 600), True, torch.bfloat16, "1 of 6 tiles", f"2 {THROUGH}{SWEEPS}"),
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("shape", "channels_last", "way"), WAYS)
-def test_sets_of_more_than_a_tile(shape, channels_last, way, dtype):
+def way(cut: Plan) -> str:
+    parts = f"{cut.splits} of {cut.held} tiles" if cut.held else f"{cut.splits} {THROUGH}"
+    return parts + (BARRIER if cut.barrier else "" if cut.together else SWEEPS)
+
+
+@pytest.mark.parametrize(("shape", "channels_last", "dtype", "forward", "backward"), WAYS)
+def test_sets_of_more_than_a_tile(shape, channels_last, dtype, forward, backward):
     torch.manual_seed(2)
     x = (torch.randn(shape, dtype=torch.float64) * 2 + 3).to(dtype)
-    cut = plan(laid_out(x, channels_last), shape[0])
-    tiles = cut.per_split // (cut.run * cut.lanes)
-    said = f"{cut.splits} split{'s' * (cut.splits > 1)} of {tiles} tile{'s' * (tiles > 1)}"
-    said += ", a barrier" if cut.barrier else "" if cut.together else ", two sweeps"
-    assert DEVICE != "cpu" or said == way
-    assert cut.one_tile == (tiles == 1)
+    on_device = laid_out(x, channels_last)
+    ways = way(plan(on_device, shape[0])), way(plan(on_device, shape[0], backward=True))
+    assert DEVICE != "cpu" or ways == (forward, backward)
     check(x, channels_last)
 
 
@@ -235,6 +241,17 @@ def test_nan_and_infinity_stay_in_their_channel(channels_last):
     x[1, 3, 2], x[0, 7, 0], x[3, 17, 1] = torch.nan, torch.inf, -torch.inf
     y, _, _ = gpu.channels_forward(laid_out(x, channels_last), None, None, EPS, ACTIVATIONS["relu"])
     assert y.isnan().any(dim=2).any(dim=0).nonzero().flatten().tolist() == [3, 7, 17]
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_nan_stays_nan_in_every_activation(name):
+    x = torch.randn(4, 2, 3, device=DEVICE)
+    x[1, 1, 2] = torch.nan
+    y, stats, _ = gpu.channels_forward(x, None, None, EPS, ACTIVATIONS[name])
+    assert y.isnan().all(dim=2).all(dim=0).tolist() == [False, True]
+    dx, _, _, _ = gpu.channels_backward(x, torch.ones_like(x), stats, None, None, EPS, ACTIVATIONS[name])
+    assert dx[:, 0].isfinite().all()
+    assert dx[:, 1].isnan().any()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -57,7 +57,7 @@ def times_slope(dy, z, CODE: tl.constexpr):
         density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
         dy = dy * (_normal_cdf(z) + tl.where(tl.abs(z) < 20.0, z * density, 0.0))
     elif CODE == ELU:
-        dy = tl.where(z > 0, dy, dy * tl.exp(tl.minimum(z, 0.0)))
+        dy = tl.where(z > 0, dy, dy * tl.exp(tl.where(z > 0, 0.0, z)))
     elif CODE == SIGMOID:
         dy = dy * (_sigmoid(z) * _sigmoid(-z))
     elif CODE == TANH:
@@ -85,8 +85,8 @@ def _normal_cdf(z):
 @triton.jit
 def _expm1_of_negative(z):
     """e^z - 1 for z <= 0: the series near 0, where the difference would lose its digits."""
-    z = tl.minimum(z, 0.0)
-    t = tl.maximum(z, -0.5)
+    z = tl.where(z > 0, 0.0, z)  # a GPU's minimum would make a number of NaN
+    t = tl.where(z > -0.5, z, -0.5)
     series = 1.0 + t / 8.0
     series = 1.0 + t / 7.0 * series
     series = 1.0 + t / 6.0 * series

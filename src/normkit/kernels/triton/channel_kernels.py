@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from normkit.kernels.triton.activations import activate, times_slope
+from normkit.kernels.triton.held import afresh, count_of_tiles, load_tiles, moments_of_tiles, place
 from normkit.kernels.triton.tiles import (
     begin,
     centred,
@@ -25,6 +26,7 @@ from normkit.kernels.triton.tiles import (
     merged_moments,
     merged_sums,
     moments,
+    of_sets,
     total,
     wait_for_all,
 )
@@ -41,27 +43,34 @@ def forward_kernel(
     x_ptr, y_ptr, weight_ptr, bias_ptr, residual_ptr, mask_ptr, mean_ptr, var_ptr, tail_ptr, stats_ptr,
     partial_ptr, arrived_ptr, eps: tl.float64, N, C, S, size, chunks, per_split, splits, sets,
     SUMS: tl.constexpr, OUTPUTS: tl.constexpr, SOURCE: tl.constexpr, BARRIER: tl.constexpr,
-    ONE_TILE: tl.constexpr, CHANNELS_LAST: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, J: tl.constexpr,
+    HELD: tl.constexpr, CHANNELS_LAST: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, J: tl.constexpr,
     PER_SET: tl.constexpr, ACTIVATION: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """y = activation(weight (x - mean) / sqrt(var + eps) + bias + residual), or partial moments, or both."""
     block, split = _place(SUMS)
     channel, own, exists, sample, pieces = begin(block, N, C, S, size, chunks, CHANNELS_LAST, J)
+    sets = sets.to(tl.int64)
     start = tl.minimum(split * per_split, pieces)
-    end = tl.minimum(start + per_split, pieces)
+    end = start + tl.minimum(per_split, pieces - start)  # no sum beyond 32 bits
     WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
     STEP: tl.constexpr = RUN * LANES
     steps = tl.cdiv(end - start, STEP)
 
     n, mean, m2 = own * 0.0, own * 0.0, own * 0.0
     n, mean, m2 = n.to(tl.float64), mean.to(tl.float64), m2.to(tl.float64)
-    if ONE_TILE:
-        at, bounds, where = locate(start, end, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J)
-        x, inside = _load(x_ptr, mask_ptr, at, bounds, where)
+    if HELD > 0:
+        held = load_tiles(
+            x_ptr, mask_ptr, start, end, sample, channel, C, S, chunks, HELD, CHANNELS_LAST, RUN, LANES, J
+        )
     if SUMS:
-        if ONE_TILE:
-            n = _count(inside, mask_ptr, start, end, S, chunks, CHANNELS_LAST, J)
-            mean, m2 = moments(x, inside, n, CHANNELS_LAST, WIDE)
+        if HELD > 0:
+            n = count_of_tiles(
+                mask_ptr, start, end, sample, channel, C, S, chunks, HELD, CHANNELS_LAST, RUN, LANES, J
+            )
+            mean, m2 = moments_of_tiles(
+                held, n, mask_ptr, start, end, sample, channel, C, S, chunks, HELD, CHANNELS_LAST, RUN, LANES, J,
+                WIDE,
+            )  # fmt: skip
         else:
             for step in range(steps):
                 a = start + step * STEP
@@ -89,9 +98,16 @@ def forward_kernel(
                 _store_three(stats_ptr + own, sets, exists, mean, var, mean * 0.0)
         factor, high, low = _centre(mean, var, tail_ptr, own, exists)
         scale, shift, _ = affine(factor, weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET)
-        if ONE_TILE:
-            z = preactivation(x, factor, high, low, scale, shift, residual_ptr, at, inside)
-            _store(y_ptr, at, bounds, inside, activate(z, ACTIVATION))
+        if HELD > 0:
+            for t in tl.static_range(HELD):
+                first = afresh(start) + t * STEP
+                if first < end:
+                    at, bounds, inside = place(
+                        first, end, sample, channel, C, S, chunks, mask_ptr, CHANNELS_LAST, RUN, LANES, J
+                    )
+                    x = afresh(held[t]).to(tl.float32)
+                    z = preactivation(x, factor, high, low, scale, shift, residual_ptr, at, inside)
+                    _store(y_ptr, at, bounds, inside, activate(z, ACTIVATION))
         else:
             for step in range(steps):
                 a = start + (steps - 1 - step) * STEP
@@ -109,7 +125,7 @@ def backward_kernel(
     tail_ptr, slopes_ptr, sums_ptr, partial_ptr, arrived_ptr, eps: tl.float64,
     N, C, S, size, chunks, per_split, splits, sets,
     SUMS: tl.constexpr, OUTPUTS: tl.constexpr, SOURCE: tl.constexpr, BARRIER: tl.constexpr,
-    ONE_TILE: tl.constexpr, CHANNELS_LAST: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, J: tl.constexpr,
+    HELD: tl.constexpr, CHANNELS_LAST: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, J: tl.constexpr,
     PER_SET: tl.constexpr, ACTIVATION: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """dx = scale dz + slopes[0] xhat + slopes[1], or partial sums of dz and dz xhat, or both.
@@ -119,8 +135,9 @@ def backward_kernel(
     """
     block, split = _place(SUMS)
     channel, own, exists, sample, pieces = begin(block, N, C, S, size, chunks, CHANNELS_LAST, J)
+    sets = sets.to(tl.int64)
     start = tl.minimum(split * per_split, pieces)
-    end = tl.minimum(start + per_split, pieces)
+    end = start + tl.minimum(per_split, pieces - start)  # no sum beyond 32 bits
     STEP: tl.constexpr = RUN * LANES
     steps = tl.cdiv(end - start, STEP)
     mean = tl.load(mean_ptr + own, exists, 0.0).to(tl.float64)
@@ -130,17 +147,43 @@ def backward_kernel(
 
     dz_sum, dzx_sum, n = own * 0.0, own * 0.0, own * 0.0
     dz_sum, dzx_sum, n = dz_sum.to(tl.float64), dzx_sum.to(tl.float64), n.to(tl.float64)
-    if ONE_TILE:
-        at, bounds, where = locate(start, end, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J)
-        x, inside = _load(x_ptr, mask_ptr, at, bounds, where)
-        dy = tl.load(dy_ptr + at, inside, 0.0).to(tl.float32)
+    if HELD > 0:
+        held, held_dy = (), ()
+        for t in tl.static_range(HELD):
+            at, _, inside = place(
+                start + t * STEP, end, sample, channel, C, S, chunks, mask_ptr, CHANNELS_LAST, RUN, LANES, J
+            )
+            held += (tl.load(x_ptr + at, inside, 0.0),)
+            held_dy += (tl.load(dy_ptr + at, inside, 0.0),)
     if SUMS:
-        if ONE_TILE:
-            dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
-            xhat = centred(x, factor, high, low) * rstd
-            dz_sum = total(dz, CHANNELS_LAST, False)
-            dzx_sum = total(tl.where(inside, dz * xhat, 0.0), CHANNELS_LAST, False)
-            n = _count(inside, mask_ptr, start, end, S, chunks, CHANNELS_LAST, J)
+        if HELD > 0:
+            n = count_of_tiles(
+                mask_ptr, start, end, sample, channel, C, S, chunks, HELD, CHANNELS_LAST, RUN, LANES, J
+            )
+            dz_lanes = tl.zeros([LANES, J], tl.float32)
+            dzx_lanes = dz_lanes
+            for t in tl.static_range(HELD):
+                if start + t * STEP < end:
+                    at, _, inside = place(
+                        start + t * STEP,
+                        end,
+                        sample,
+                        channel,
+                        C,
+                        S,
+                        chunks,
+                        mask_ptr,
+                        CHANNELS_LAST,
+                        RUN,
+                        LANES,
+                        J,
+                    )
+                    x, dy = held[t].to(tl.float32), held_dy[t].to(tl.float32)
+                    dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
+                    xhat = centred(x, factor, high, low) * rstd
+                    dz_lanes += tl.sum(dz, 0)
+                    dzx_lanes += tl.sum(tl.where(inside, dz * xhat, 0.0), 0)
+            dz_sum, dzx_sum = of_sets(dz_lanes, CHANNELS_LAST), of_sets(dzx_lanes, CHANNELS_LAST)
         else:
             for step in range(steps):
                 a = start + step * STEP
@@ -176,15 +219,22 @@ def backward_kernel(
         else:
             if split == 0:
                 _store_three(sums_ptr + own, sets, exists, dz_sum, dzx_sum, n)
-            exact = exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET)
-            by_xhat = (-exact * dzx_sum / tl.maximum(n, 1.0)).to(tl.float32)
-            constant = (-exact * dz_sum / tl.maximum(n, 1.0)).to(tl.float32)
-        if ONE_TILE:
-            dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
-            xhat = centred(x, factor, high, low) * rstd
-            _store(dx_ptr, at, bounds, inside, tl.fma(xhat, by_xhat, tl.fma(dz, by_dz, constant)))
-            if dresidual_ptr is not None:
-                _store(dresidual_ptr, at, bounds, inside, dz)
+            share = -exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET) / tl.maximum(n, 1.0)
+            by_xhat = (share * dzx_sum).to(tl.float32)
+            constant = (share * dz_sum).to(tl.float32)
+        if HELD > 0:
+            for t in tl.static_range(HELD):
+                first = afresh(start) + t * STEP
+                if first < end:
+                    at, bounds, inside = place(
+                        first, end, sample, channel, C, S, chunks, mask_ptr, CHANNELS_LAST, RUN, LANES, J
+                    )
+                    x, dy = afresh(held[t]).to(tl.float32), afresh(held_dy[t]).to(tl.float32)
+                    dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
+                    xhat = centred(x, factor, high, low) * rstd
+                    _store(dx_ptr, at, bounds, inside, tl.fma(xhat, by_xhat, tl.fma(dz, by_dz, constant)))
+                    if dresidual_ptr is not None:
+                        _store(dresidual_ptr, at, bounds, inside, dz)
         else:
             for step in range(steps):
                 a = start + (steps - 1 - step) * STEP
@@ -286,9 +336,11 @@ def exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET: tl.constexp
 @triton.jit
 def affine(factor, weight_ptr, bias_ptr, var, eps, channel, own, exists, PER_SET: tl.constexpr):
     """weight / sqrt(var + eps), bias, 1 / sqrt(var + eps): made in float64, rounded once; for lifted elements."""
-    lifted = factor.to(tl.float64)  # a division in float32 would be an approximation on a GPU
-    scale = (exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET) / lifted).to(tl.float32)
-    rstd = (1.0 / (tl.sqrt(var + eps) * lifted)).to(tl.float32)
+    lowered = tl.where(factor > 1.0, 1.0 / 16777216.0, 1.0).to(
+        tl.float64
+    )  # exact, and no division in float64
+    scale = (exact_scale(weight_ptr, var, eps, channel, own, exists, PER_SET) * lowered).to(tl.float32)
+    rstd = (1.0 / tl.sqrt(var + eps) * lowered).to(tl.float32)
     shift = rstd * 0.0
     if bias_ptr is not None:
         shift = tl.load(bias_ptr + (own if PER_SET else channel), exists, 0.0).to(tl.float32)

@@ -16,16 +16,18 @@ from normkit.kernels.triton.channel_kernels import (
     join_moments_kernel,
     join_sums_kernel,
 )
+from normkit.kernels.triton.held import INTERPRETED
 from normkit.kernels.triton.launch import launch
-from normkit.kernels.triton.plan import INTERPRETED, Plan, plan
+from normkit.kernels.triton.plan import Plan, plan, plan_of_stage
 
 _SUMS, _OUTPUTS, _BOTH = (True, False), (False, True), (True, True)  # the stages of a launch
+_MERGED = 2048  # statistics of splits that a program holds beside its tiles
 _JOINED = 32  # splits, or sets, that a program joins at a time
 
 
 def moments(x: Tensor, size: int, mask: Tensor | None) -> Tensor:
     """Mean, biased variance and 0 of each set: (3, runs, C) in float64."""
-    cut = plan(x, size)
+    cut = plan_of_stage(x, size)
     stats = _statistics(x, cut)
     partial = _partial(x, cut)
     _forward(
@@ -50,7 +52,7 @@ def normalize(
     per_set: bool,
 ) -> Tensor:
     """The output by given statistics of each set; weight and bias are of the sets too where `per_set`."""
-    cut, y = plan(x, size), torch.empty_like(x)
+    cut, y = plan_of_stage(x, size), torch.empty_like(x)
     _forward(
         cut, _OUTPUTS, GIVEN, x, y, weight, bias, residual, mask, mean, var, tail, None, None, eps, activation, per_set
     )  # fmt: skip
@@ -104,7 +106,7 @@ def gradient_sums(
     per_set: bool,
 ) -> Tensor:
     """Sums of dz and of dz xhat, and the count, of each set: (3, runs, C) in float64."""
-    cut = plan(x, size, backward=True)
+    cut = plan_of_stage(x, size)
     partial, sums = _partial(x, cut), _statistics(x, cut)
     operands = x, dy, None, None, weight, bias, residual, mask, mean, var, tail, None, sums, partial
     _backward(cut, _SUMS, SPLITS, *operands, eps, activation, per_set)
@@ -129,7 +131,7 @@ def input_gradient(
     per_set: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """dx and dresidual by given slopes (2, runs, C) in float64, None where statistics are constants."""
-    cut = plan(x, size, backward=True)
+    cut = plan_of_stage(x, size)
     dx, dresidual = torch.empty_like(x), None if residual is None else torch.empty_like(x)
     operands = x, dy, dx, dresidual, weight, bias, residual, mask, mean, var, tail, slopes, None, None
     _backward(cut, _OUTPUTS, GIVEN, *operands, eps, activation, per_set)
@@ -203,11 +205,17 @@ def _launch(
     barrier = cut.barrier and stages == _BOTH
     arrived = torch.zeros(cut.blocks, dtype=torch.int32, device=x.device) if barrier else None
     N, C = x.shape[0], x.shape[1]
+    options = {"launch_cooperative_grid": True} if barrier else {}
     launch(kernel, (cut.blocks, cut.splits),
         x, *tensors, arrived, eps, N, C, cut.spatial, cut.size, cut.chunks, cut.per_split, cut.splits,
-        cut.runs * C, *stages, source, barrier, cut.one_tile, cut.channels_last, cut.run, cut.lanes, cut.j,
-        per_set, activation, _JOINED, num_warps=cut.warps, **({"launch_cooperative_grid": True} if barrier else {}),
+        cut.runs * C, *stages, source, barrier, cut.held, cut.channels_last, cut.run, cut.lanes, cut.j,
+        per_set, activation, _merged_at_once(cut), num_warps=cut.warps, **options,
     )  # fmt: skip
+
+
+def _merged_at_once(cut: Plan) -> int:
+    """Splits, of as many sets as a block has."""
+    return _MERGED // cut.j if cut.channels_last else _JOINED
 
 
 def _join_moments(partial: Tensor, stats: Tensor) -> None:

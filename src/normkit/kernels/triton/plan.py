@@ -1,12 +1,14 @@
 """How a call of the channel family is cut: tiles, programs, launches. All that a compiled kernel depends on is here.
 
 A tile is J neighbours in memory times LANES pieces over the threads times a short RUN in the registers of each. J is
-256, 64 or 16, the widest that a channel's positions (contiguous) or the channels (channels last) fill. LANES follows
-from the threads and from 16 bytes a thread at once. Threads and elements are one of `SIZES`, of which the largest is
-what registers hold without spilling; backward, channels last, whose numbers for J sets take registers too, it is the
-one before. So for each dtype, layout and set of options there are at most 3 x 3
-tiles, one launch or two, whatever the shapes; Triton itself compiles once more for sizes that are 1, and for those
-that 16 divides. Nothing is tuned by trial.
+at most what a channel's positions (contiguous) or the channels (channels last) fill. LANES follows from the threads
+and from 16 bytes a thread at once. A program either holds its part of a set in registers, as one of `sizes`, or
+passes through it by tiles. The largest that is held is 128 KiB, of the 256 KiB of registers of a processor: 132
+processors hold 17 MB of x, or 8.6 MB of x and as much of dy.
+
+So for each dtype and set of options there are, forward, two widths J contiguous and three channels last times six
+ways to hold a part, alone or around a barrier, and three to pass through, whatever the shapes; Triton itself
+compiles once more for sizes that are 1, and for those that 16 divides. Nothing is tuned by trial.
 
 How many programs share a set depends on shapes alone, unless the whole call runs on the device at once, which depends
 on its number of processors. So results are the same in every run on one kind of device.
@@ -19,15 +21,18 @@ from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
-from normkit.kernels.triton.channel_kernels import forward_kernel
-
-INTERPRETED = isinstance(forward_kernel, InterpretedFunction)
+from normkit.kernels.triton.held import INTERPRETED as INTERPRETED
 
 _WARP = 32
-SIZES = ((4, 2048), (8, 8192), (16, 16384))  # warps and elements of a tile
-_STREAMED = SIZES[1]  # where a set passes through
+_HELD = (
+    128 << 10
+)  # bytes that a program holds, in 8 warps of 255 registers a thread: what compiles without spills
+_SMALL = (4, 2048, 1)  # warps, elements of a tile, tiles
+_FORWARD = (_SMALL, *((8, 8192, tiles) for tiles in (1, 2, 4, 6, 8)))
+_BACKWARD = (_SMALL, *((8, 4096, tiles) for tiles in (1, 2, 4, 6, 8)))  # of x, and as many of dy
+_STREAMED = (8, 8192, 1)  # where a set passes through
+_ALONE = 16384  # elements of a set that one program is done with before it could hear of others
 PROGRAMS = 1024  # that a call is cut into where sets pass through: some for each processor of any device
 _LEAST_STEPS = 2  # of tiles, that are worth a program then
 _CACHED = 16 << 20  # bytes that surely stay in the L2 from one stage to the next
@@ -36,13 +41,16 @@ _INTERPRETED_PROCESSORS = 16  # of the device that the interpreter stands for
 
 @dataclass(frozen=True)
 class Plan:
-    """One cut. `one_tile`: a program's part is one tile; `barrier`: programs that share a set meet in one launch."""
+    """One cut. `held`: tiles that a program holds, 0 where it passes through its part; `barrier`: programs that
+    share a set meet in one launch.
+    """
 
     channels_last: bool
     warps: int
     run: int
     lanes: int
     j: int
+    held: int
     size: int  # samples that share statistics
     runs: int  # of samples, of which the last may be smaller
     spatial: int
@@ -50,7 +58,6 @@ class Plan:
     blocks: int
     splits: int
     per_split: int  # pieces
-    one_tile: bool
     barrier: bool
 
     @property
@@ -60,23 +67,29 @@ class Plan:
 
 
 def plan(x: Tensor, size: int, backward: bool = False) -> Plan:
-    """The cut of x (N, C, *), `size` samples sharing statistics."""
-    N, C = x.shape[0], x.shape[1]
-    spatial = x[0, 0].numel()
-    cut = sizes(is_channels_last(x), backward)
-    return _plan(
-        N, C, spatial, min(size, N), is_channels_last(x), x.element_size(), _processors(x.device), cut
-    )
+    """The cut of x (N, C, *), `size` samples sharing statistics, for a call that needs sums and then outputs."""
+    return _plan(*_facts(x, size), _processors(x.device), backward)
 
 
-def sizes(channels_last: bool, backward: bool) -> tuple[tuple[int, int], ...]:
-    """Those of `SIZES` that registers hold."""
-    return SIZES[:-1] if backward and channels_last else SIZES
+def plan_of_stage(x: Tensor, size: int) -> Plan:
+    """The same for sums alone, or outputs alone: nobody waits, and nothing is held for later."""
+    return _plan_of_stage(*_facts(x, size))
 
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether a position's channels are neighbours in memory; (N, C) is so in both layouts."""
     return x.dim() == 2 or not x.is_contiguous() or x[0, 0].numel() == 1
+
+
+def sizes(bytes_each: int, backward: bool) -> tuple[tuple[int, int, int], ...]:
+    """Warps, elements of a tile and tiles of the parts that a program can hold, the smallest first."""
+    of_all = 2 * bytes_each if backward else bytes_each
+    return tuple(s for s in (_BACKWARD if backward else _FORWARD) if s[1] * s[2] * of_all <= _HELD)
+
+
+def _facts(x: Tensor, size: int) -> tuple[int, int, int, int, bool, int]:
+    N, C = x.shape[0], x.shape[1]
+    return N, C, x[0, 0].numel(), min(size, N), is_channels_last(x), x.element_size()
 
 
 @lru_cache(4096)  # of shapes, which may be new in every call
@@ -88,37 +101,89 @@ def _plan(
     channels_last: bool,
     bytes_each: int,
     processors: int,
-    sizes: tuple[tuple[int, int], ...] = SIZES,
+    backward: bool,
 ) -> Plan:
-    extent = C if channels_last else spatial
-    j = 256 if extent > 64 and not channels_last else 64 if extent > 16 else 16
-    chunks = spatial if channels_last else -(-spatial // j)
-    runs = -(-N // size)
-    blocks = runs * (-(-C // j) if channels_last else C)
-    pieces = size * chunks
-
-    def cut(warps_and_elements: tuple[int, int], programs: int, barrier: bool) -> Plan:
-        """In tiles of this size, so many programs sharing a set at most."""
-        warps, elements = warps_and_elements
-        tile = elements // j
-        lanes = warps * _WARP * (16 // bytes_each) // j
-        per_split = tile * -(-pieces // (tile * programs))
-        splits = -(-pieces // per_split)
-        return Plan(
-            channels_last, warps, tile // lanes, lanes, j, size, runs, spatial, chunks, blocks, splits, per_split,
-            one_tile=per_split == tile, barrier=barrier and splits > 1,
-        )  # fmt: skip
-
-    for tile in sizes:
-        if pieces * j <= tile[1]:  # a set is one tile: nobody to wait for
-            return cut(tile, 1, False)
+    shape = N, C, spatial, size, channels_last, bytes_each
+    of_sizes = sizes(bytes_each, backward)
+    j = _width(C, spatial, channels_last)
+    _, blocks, pieces = _pieces(N, C, spatial, size, channels_last, j)
     at_once = processors // blocks
+    if pieces * j <= (_ALONE if at_once > 1 else _most(of_sizes)):
+        return _cut(shape, j, _fitting(of_sizes, pieces * j), pieces)
     if at_once > 1:
-        chosen = cut(sizes[-1], at_once, True)
-        if chosen.one_tile or N * C * spatial * bytes_each <= _CACHED:
-            return chosen
-    steps = -(-pieces * j // _STREAMED[1])
-    return cut(_STREAMED, max(1, min(-(-PROGRAMS // blocks), steps // _LEAST_STEPS)), False)
+        if channels_last and 2 * j >= C:
+            # Every program reads the sums of all that share its channels: twice the blocks are a quarter of that.
+            j = min(j, 32)
+            _, blocks, pieces = _pieces(N, C, spatial, size, channels_last, j)
+            at_once = processors // blocks
+        each = max(-(-pieces // at_once), _SMALL[1] // j)
+        if each * j <= _most(of_sizes):
+            return _cut(shape, j, _fitting(of_sizes, each * j), each, barrier=True)
+        if N * C * spatial * bytes_each <= _CACHED:
+            return _cut(shape, j, None, each, barrier=True)
+    return _plan_of_stage(*shape)
+
+
+@lru_cache(4096)
+def _plan_of_stage(N: int, C: int, spatial: int, size: int, channels_last: bool, bytes_each: int) -> Plan:
+    shape = N, C, spatial, size, channels_last, bytes_each
+    j = _width(C, spatial, channels_last)
+    _, blocks, pieces = _pieces(N, C, spatial, size, channels_last, j)
+    if pieces * j <= _SMALL[1]:
+        return _cut(shape, j, _SMALL, pieces)
+    if pieces * j <= _STREAMED[1]:
+        return _cut(shape, j, _STREAMED, pieces)
+    tile = _STREAMED[1] // j
+    steps = -(-pieces // tile)
+    programs = max(1, min(-(-PROGRAMS // blocks), steps // _LEAST_STEPS))
+    return _cut(shape, j, None, tile * -(-steps // programs))
+
+
+def _width(C: int, spatial: int, channels_last: bool) -> int:
+    """J: what is cut off short at the end of a sample's positions, or of the channels, is threads without work.
+
+    Where 16 does not divide the positions of a sample, elements are loaded one by one and J is wide instead, which
+    saves divisions.
+    """
+    if channels_last:
+        return 16 if C <= 16 else 32 if C <= 32 else 64
+    if spatial <= 16:
+        return 16
+    return 64 if spatial <= 64 or spatial % 16 == 0 else 256
+
+
+def _pieces(N: int, C: int, spatial: int, size: int, channels_last: bool, j: int) -> tuple[int, int, int]:
+    """Pieces of one sample's channel; blocks of sets; pieces of a set."""
+    chunks = spatial if channels_last else -(-spatial // j)
+    return chunks, -(-N // size) * (-(-C // j) if channels_last else C), size * chunks
+
+
+def _most(of_sizes: tuple[tuple[int, int, int], ...]) -> int:
+    return of_sizes[-1][1] * of_sizes[-1][2]
+
+
+def _fitting(of_sizes: tuple[tuple[int, int, int], ...], elements: int) -> tuple[int, int, int]:
+    """The smallest that holds so many elements."""
+    return next(s for s in of_sizes if s[1] * s[2] >= elements)
+
+
+def _cut(
+    shape: tuple[int, int, int, int, bool, int],
+    j: int,
+    holding: tuple[int, int, int] | None,
+    per_split: int,
+    barrier: bool = False,
+) -> Plan:
+    """In programs of so many pieces of a set, held so or, where `holding` is None, passed through."""
+    N, _, spatial, size, channels_last, bytes_each = shape
+    chunks, blocks, pieces = _pieces(*shape[:5], j)
+    warps, elements, held = holding or (*_STREAMED[:2], 0)
+    lanes = warps * _WARP * (16 // bytes_each) // j
+    splits = -(-pieces // per_split)
+    return Plan(
+        channels_last, warps, elements // (j * lanes), lanes, j, held, size, -(-N // size), spatial, chunks, blocks,
+        splits, per_split, barrier=barrier and splits > 1,
+    )  # fmt: skip
 
 
 @cache

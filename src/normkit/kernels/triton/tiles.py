@@ -77,7 +77,13 @@ def total(v, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """The sum of each set, in float64; WIDE sums short runs so too."""
     if WIDE:
         v = v.to(tl.float64)
-    lanes = tl.sum(v, 0).to(tl.float64)
+    return of_sets(tl.sum(v, 0), CHANNELS_LAST)
+
+
+@triton.jit
+def of_sets(lanes, CHANNELS_LAST: tl.constexpr):
+    """Sums of short runs (LANES, J) together, for each set, in float64."""
+    lanes = lanes.to(tl.float64)
     if CHANNELS_LAST:
         result = tl.sum(lanes, 0)
     else:
