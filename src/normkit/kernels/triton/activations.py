@@ -38,7 +38,7 @@ def activate(z, CODE: tl.constexpr):
     elif CODE == RELU6:
         z = tl.where(z < 0, 0.0, tl.where(z > 6, 6.0, z))
     elif CODE == HARDSWISH:
-        z = tl.where(z <= -3, 0.0, tl.where(z >= 3, z, z * (z + 3) / 6))
+        z = tl.where(z <= -3, 0.0, tl.where(z >= 3, z, z * (z + 3) * (1 / 6)))
     return z
 
 
@@ -66,7 +66,7 @@ def times_slope(dy, z, CODE: tl.constexpr):
     elif CODE == RELU6:
         dy = tl.where((z > 0) & (z < 6), dy, 0.0)
     elif CODE == HARDSWISH:
-        dy = tl.where(z <= -3, 0.0, tl.where(z >= 3, dy, dy * (z / 3 + 0.5)))
+        dy = tl.where(z <= -3, 0.0, tl.where(z >= 3, dy, dy * (z * (1 / 3) + 0.5)))
     return dy
 
 
@@ -74,7 +74,8 @@ def times_slope(dy, z, CODE: tl.constexpr):
 def _sigmoid(z):
     # The exponential never overflows: of the two forms the one with a negative argument.
     e = tl.exp(-tl.abs(z))
-    return tl.where(z >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
+    inverse = 1.0 / (1.0 + e)
+    return tl.where(z >= 0, inverse, e * inverse)
 
 
 @triton.jit
@@ -87,13 +88,13 @@ def _expm1_of_negative(z):
     """e^z - 1 for z <= 0: the series near 0, where the difference would lose its digits."""
     z = tl.where(z > 0, 0.0, z)  # a GPU's minimum would make a number of NaN
     t = tl.where(z > -0.5, z, -0.5)
-    series = 1.0 + t / 8.0
-    series = 1.0 + t / 7.0 * series
-    series = 1.0 + t / 6.0 * series
-    series = 1.0 + t / 5.0 * series
-    series = 1.0 + t / 4.0 * series
-    series = 1.0 + t / 3.0 * series
-    series = 1.0 + t / 2.0 * series
+    series = 1.0 + t * (1 / 8)  # products: a GPU divides by the constants too
+    series = 1.0 + t * (1 / 7) * series
+    series = 1.0 + t * (1 / 6) * series
+    series = 1.0 + t * (1 / 5) * series
+    series = 1.0 + t * (1 / 4) * series
+    series = 1.0 + t * (1 / 3) * series
+    series = 1.0 + t * (1 / 2) * series
     return tl.where(z > -0.5, t * series, tl.exp(z) - 1.0)
 
 
