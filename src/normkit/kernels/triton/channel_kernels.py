@@ -16,6 +16,7 @@ import triton.language as tl
 from normkit.kernels.triton.activations import activate, times_slope
 from normkit.kernels.triton.held import afresh, count_of_tiles, load_tiles, moments_of_tiles, place
 from normkit.kernels.triton.tiles import (
+    STAGES,
     begin,
     centred,
     elements,
@@ -26,7 +27,9 @@ from normkit.kernels.triton.tiles import (
     merged_moments,
     merged_sums,
     moments,
+    moments_of_runs,
     of_sets,
+    out_of_range,
     total,
     wait_for_all,
 )
@@ -44,7 +47,7 @@ def forward_kernel(
     partial_ptr, arrived_ptr, eps: tl.float64, N, C, S, size, chunks, per_split, splits, sets,
     SUMS: tl.constexpr, OUTPUTS: tl.constexpr, SOURCE: tl.constexpr, BARRIER: tl.constexpr,
     HELD: tl.constexpr, CHANNELS_LAST: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, J: tl.constexpr,
-    PER_SET: tl.constexpr, ACTIVATION: tl.constexpr, K: tl.constexpr,
+    PER_SET: tl.constexpr, ACTIVATION: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """y = activation(weight (x - mean) / sqrt(var + eps) + bias + residual), or partial moments, or both."""
     block, split = _place(SUMS)
@@ -68,17 +71,39 @@ def forward_kernel(
                 mask_ptr, start, end, sample, channel, C, S, chunks, HELD, CHANNELS_LAST, RUN, LANES, J
             )
             mean, m2 = moments_of_tiles(
-                held, n, mask_ptr, start, end, sample, channel, C, S, chunks, HELD, CHANNELS_LAST, RUN, LANES, J,
-                WIDE,
+                held, n, exists, mask_ptr, start, end, sample, channel, C, S, chunks, HELD, CHANNELS_LAST, RUN, LANES,
+                J, WIDE,
             )  # fmt: skip
         else:
-            for step in range(steps):
+            done = steps * 0
+            if EVEN:
+                tiles = (end - start) // STEP
+                mean2, m22 = moments_of_runs(
+                    x_ptr,
+                    start,
+                    end,
+                    tiles,
+                    sample,
+                    channel,
+                    C,
+                    S,
+                    chunks,
+                    CHANNELS_LAST,
+                    RUN,
+                    LANES,
+                    J,
+                    WIDE,
+                )
+                n2 = elements(start, start + tiles * STEP, S, chunks, CHANNELS_LAST, J)
+                if not out_of_range(m22, n2, exists):
+                    n, mean, m2, done = n + n2, mean2, m22, tiles
+            for step in range(done, steps):
                 a = start + step * STEP
                 b = tl.minimum(a + STEP, end)
                 at, bounds, where = locate(a, b, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J)
                 x, inside = _load(x_ptr, mask_ptr, at, bounds, where)
                 n2 = _count(inside, mask_ptr, a, b, S, chunks, CHANNELS_LAST, J)
-                mean2, m22 = moments(x, inside, n2, CHANNELS_LAST, WIDE)
+                mean2, m22 = moments(x, inside, n2, exists, CHANNELS_LAST, WIDE)
                 n, mean, m2 = join(n, mean, m2, n2, mean2, m22)
         if SOURCE == SPLITS:
             _store_three(
@@ -109,7 +134,7 @@ def forward_kernel(
                     z = preactivation(x, factor, high, low, scale, shift, residual_ptr, at, inside)
                     _store(y_ptr, at, bounds, inside, activate(z, ACTIVATION))
         else:
-            for step in range(steps):
+            for step in tl.range(steps, num_stages=STAGES):
                 a = start + (steps - 1 - step) * STEP
                 at, bounds, where = locate(
                     a, end, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J
@@ -185,17 +210,27 @@ def backward_kernel(
                     dzx_lanes += tl.sum(tl.where(inside, dz * xhat, 0.0), 0)
             dz_sum, dzx_sum = of_sets(dz_lanes, CHANNELS_LAST), of_sets(dzx_lanes, CHANNELS_LAST)
         else:
-            for step in range(steps):
+            wide_dz = tl.zeros([LANES, J], tl.float64)
+            wide_dzx = wide_dz
+            kept = tl.zeros([LANES, J], tl.float32)
+            for step in tl.range(steps, num_stages=STAGES):
                 a = start + step * STEP
-                b = tl.minimum(a + STEP, end)
-                at, bounds, where = locate(a, b, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J)
+                at, bounds, where = locate(
+                    a, end, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J
+                )
                 x, inside = _load(x_ptr, mask_ptr, at, bounds, where)
                 dy = tl.load(dy_ptr + at, inside, 0.0).to(tl.float32)
                 dz = _dz(x, dy, factor, high, low, scale, shift, residual_ptr, at, inside, ACTIVATION)
                 xhat = centred(x, factor, high, low) * rstd
-                dz_sum += total(dz, CHANNELS_LAST, False)
-                dzx_sum += total(tl.where(inside, dz * xhat, 0.0), CHANNELS_LAST, False)
-                n += _count(inside, mask_ptr, a, b, S, chunks, CHANNELS_LAST, J)
+                wide_dz += tl.sum(dz, 0).to(tl.float64)
+                wide_dzx += tl.sum(tl.where(inside, dz * xhat, 0.0), 0).to(tl.float64)
+                if mask_ptr is not None:
+                    kept += tl.sum(inside.to(tl.float32), 0)
+            dz_sum, dzx_sum = of_sets(wide_dz, CHANNELS_LAST), of_sets(wide_dzx, CHANNELS_LAST)
+            if mask_ptr is None:
+                n = elements(start, end, S, chunks, CHANNELS_LAST, J)
+            else:
+                n = of_sets(kept, CHANNELS_LAST)
         if SOURCE == SPLITS:
             _store_three(
                 partial_ptr + split.to(tl.int64) * sets + own,
@@ -236,7 +271,7 @@ def backward_kernel(
                     if dresidual_ptr is not None:
                         _store(dresidual_ptr, at, bounds, inside, dz)
         else:
-            for step in range(steps):
+            for step in tl.range(steps, num_stages=STAGES):
                 a = start + (steps - 1 - step) * STEP
                 at, bounds, where = locate(
                     a, end, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J
@@ -253,6 +288,7 @@ def backward_kernel(
 @triton.jit(do_not_specialize=["sets", "splits"])
 def join_moments_kernel(partial_ptr, stats_ptr, sets, splits, WIDTH: tl.constexpr, K: tl.constexpr):
     """Statistics (3, sets) of partial moments (3, splits, sets)."""
+    sets = sets.to(tl.int64)
     own = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     n, mean, m2 = merged_moments(partial_ptr, sets, own, own < sets, splits, True, K)
     _store_three(stats_ptr + own, sets, own < sets, mean, m2 / tl.maximum(n, 1.0), mean * 0.0)
@@ -262,6 +298,7 @@ def join_moments_kernel(partial_ptr, stats_ptr, sets, splits, WIDTH: tl.constexp
 def join_sums_kernel(partial_ptr, sums_ptr, slopes_ptr, weight_ptr, var_ptr, eps: tl.float64, sets, C, splits,
                      PER_SET: tl.constexpr, WIDTH: tl.constexpr, K: tl.constexpr):  # fmt: skip
     """Sums (3, sets) of partial ones (3, splits, sets), and the slopes (2, sets) that follow."""
+    sets = sets.to(tl.int64)
     own = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     exists = own < sets
     dz, dzx, n = merged_sums(partial_ptr, sets, own, exists, splits, True, K)

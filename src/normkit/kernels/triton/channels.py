@@ -22,7 +22,6 @@ from normkit.kernels.triton.plan import Plan, plan, plan_of_stage
 
 _SUMS, _OUTPUTS, _BOTH = (True, False), (False, True), (True, True)  # the stages of a launch
 _MERGED = 2048  # statistics of splits that a program holds beside its tiles
-_JOINED = 32  # splits, or sets, that a program joins at a time
 
 
 def moments(x: Tensor, size: int, mask: Tensor | None) -> Tensor:
@@ -183,12 +182,16 @@ def _partial(x: Tensor, cut: Plan) -> Tensor:
 
 def _forward(cut: Plan, stages: Any, source: Any, x: Tensor, *arguments: Any) -> None:
     *tensors, eps, activation, per_set = arguments
-    _launch(forward_kernel, cut, stages, source, x, tensors, eps, activation, per_set)
+    mask = tensors[4]
+    constants = per_set, activation, _merged_at_once(cut), cut.even and mask is None
+    _launch(forward_kernel, cut, stages, source, x, tensors, eps, constants)
 
 
 def _backward(cut: Plan, stages: Any, source: Any, x: Tensor, *arguments: Any) -> None:
     *tensors, eps, activation, per_set = arguments
-    _launch(backward_kernel, cut, stages, source, x, tensors, eps, activation, per_set)
+    _launch(
+        backward_kernel, cut, stages, source, x, tensors, eps, (per_set, activation, _merged_at_once(cut))
+    )
 
 
 def _launch(
@@ -199,8 +202,7 @@ def _launch(
     x: Tensor,
     tensors: list[Tensor | None],
     eps: float,
-    activation: int,
-    per_set: bool,
+    constants: tuple[Any, ...],
 ) -> None:
     barrier = cut.barrier and stages == _BOTH
     arrived = torch.zeros(cut.blocks, dtype=torch.int32, device=x.device) if barrier else None
@@ -209,28 +211,33 @@ def _launch(
     launch(kernel, (cut.blocks, cut.splits),
         x, *tensors, arrived, eps, N, C, cut.spatial, cut.size, cut.chunks, cut.per_split, cut.splits,
         cut.runs * C, *stages, source, barrier, cut.held, cut.channels_last, cut.run, cut.lanes, cut.j,
-        per_set, activation, _merged_at_once(cut), num_warps=cut.warps, **options,
+        *constants, num_warps=cut.warps, **options,
     )  # fmt: skip
 
 
 def _merged_at_once(cut: Plan) -> int:
     """Splits, of as many sets as a block has."""
-    return _MERGED // cut.j if cut.channels_last else _JOINED
+    return _MERGED // cut.j if cut.channels_last else 128
 
 
 def _join_moments(partial: Tensor, stats: Tensor) -> None:
-    sets = partial.shape[2]
-    launch(
-        join_moments_kernel, (-(-sets // _JOINED),), partial, stats, sets, partial.shape[1], _JOINED, _JOINED
-    )
+    splits, sets = partial.shape[1:]
+    width, k = _joined_at_once(splits)
+    launch(join_moments_kernel, (-(-sets // width),), partial, stats, sets, splits, width, k, num_warps=8)
 
 
 def _join_sums(
     partial: Tensor, sums: Tensor, weight: Tensor | None, var: Tensor, eps: float, per_set: bool
 ) -> Tensor:
-    sets = partial.shape[2]
+    splits, sets = partial.shape[1:]
+    width, k = _joined_at_once(splits)
     slopes = partial.new_empty((2, sets))
-    launch(join_sums_kernel, (-(-sets // _JOINED),),
-        partial, sums, slopes, weight, var, eps, sets, sums.shape[2], partial.shape[1], per_set, _JOINED, _JOINED
+    launch(join_sums_kernel, (-(-sets // width),),
+        partial, sums, slopes, weight, var, eps, sets, sums.shape[2], splits, per_set, width, k, num_warps=8
     )  # fmt: skip
     return slopes
+
+
+def _joined_at_once(splits: int) -> tuple[int, int]:
+    """Sets and splits: many splits of few channels, or many sets, of single samples, that few programs share."""
+    return (8, _MERGED // 8) if splits > 32 else (_MERGED // 8, 8)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from normkit.kernels.triton.tiles import elements, in_two, locate, of_sets
+from normkit.kernels.triton.tiles import elements, in_two, locate, of_sets, out_of_range
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def count_of_tiles(
 
 @triton.jit
 def moments_of_tiles(
-    tiles, n, mask_ptr, start, end, sample, channel, C, S, chunks, HELD: tl.constexpr,
+    tiles, n, exists, mask_ptr, start, end, sample, channel, C, S, chunks, HELD: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, J: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Mean and centred sum of squares of all tiles together, n elements to a set."""
@@ -125,9 +125,7 @@ def moments_of_tiles(
             d = tl.where(inside, (x - high) - low, 0.0)
             squares += tl.sum(d * d, 0)
     m2 = of_sets(squares, CHANNELS_LAST)
-    # Squares beyond float32, or too small for all its bits. Rare, and constant sets; then in float64.
-    odd = (m2 > 1e37) | (m2 < n * 1e-30)
-    if tl.max(odd.to(tl.int32) + tl.zeros([1], tl.int32), 0) > 0:
+    if out_of_range(m2, n, exists):
         exact = tl.zeros([LANES, J], tl.float64)
         for t in tl.static_range(HELD):
             first = afresh(start) + t * RUN * LANES

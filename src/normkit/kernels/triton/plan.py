@@ -29,9 +29,13 @@ _HELD = (
     128 << 10
 )  # bytes that a program holds, in 8 warps of 255 registers a thread: what compiles without spills
 _SMALL = (4, 2048, 1)  # warps, elements of a tile, tiles
-_FORWARD = (_SMALL, *((8, 8192, tiles) for tiles in (1, 2, 4, 6, 8)))
+_WHOLE = (8, 8192, 1)
+_FORWARD = (_SMALL, _WHOLE, *((8, 8192, tiles) for tiles in (2, 4, 6, 8)))
 _BACKWARD = (_SMALL, *((8, 4096, tiles) for tiles in (1, 2, 4, 6, 8)))  # of x, and as many of dy
-_STREAMED = (8, 8192, 1)  # where a set passes through
+_STREAMED = (
+    4,
+    4096,
+)  # warps and elements of a tile where a set passes through: several programs to a processor
 _ALONE = 16384  # elements of a set that one program is done with before it could hear of others
 PROGRAMS = 1024  # that a call is cut into where sets pass through: some for each processor of any device
 _LEAST_STEPS = 2  # of tiles, that are worth a program then
@@ -59,6 +63,11 @@ class Plan:
     splits: int
     per_split: int  # pieces
     barrier: bool
+
+    @property
+    def even(self) -> bool:
+        """Whether every piece is whole."""
+        return self.channels_last or self.spatial % self.j == 0
 
     @property
     def together(self) -> bool:
@@ -131,8 +140,8 @@ def _plan_of_stage(N: int, C: int, spatial: int, size: int, channels_last: bool,
     _, blocks, pieces = _pieces(N, C, spatial, size, channels_last, j)
     if pieces * j <= _SMALL[1]:
         return _cut(shape, j, _SMALL, pieces)
-    if pieces * j <= _STREAMED[1]:
-        return _cut(shape, j, _STREAMED, pieces)
+    if pieces * j <= _WHOLE[1]:
+        return _cut(shape, j, _WHOLE, pieces)
     tile = _STREAMED[1] // j
     steps = -(-pieces // tile)
     programs = max(1, min(-(-PROGRAMS // blocks), steps // _LEAST_STEPS))
@@ -140,16 +149,16 @@ def _plan_of_stage(N: int, C: int, spatial: int, size: int, channels_last: bool,
 
 
 def _width(C: int, spatial: int, channels_last: bool) -> int:
-    """J: what is cut off short at the end of a sample's positions, or of the channels, is threads without work.
+    """J: pieces that are cut off short, of positions or of channels, are threads without work.
 
-    Where 16 does not divide the positions of a sample, elements are loaded one by one and J is wide instead, which
-    saves divisions.
+    Where 16 does not divide the positions of a sample, elements are loaded one by one, and J is wide, which saves
+    divisions.
     """
     if channels_last:
         return 16 if C <= 16 else 32 if C <= 32 else 64
-    if spatial <= 16:
+    if spatial <= 16 or spatial % 16 == 0:
         return 16
-    return 64 if spatial <= 64 or spatial % 16 == 0 else 256
+    return 64 if spatial <= 64 else 256
 
 
 def _pieces(N: int, C: int, spatial: int, size: int, channels_last: bool, j: int) -> tuple[int, int, int]:
@@ -177,7 +186,7 @@ def _cut(
     """In programs of so many pieces of a set, held so or, where `holding` is None, passed through."""
     N, _, spatial, size, channels_last, bytes_each = shape
     chunks, blocks, pieces = _pieces(*shape[:5], j)
-    warps, elements, held = holding or (*_STREAMED[:2], 0)
+    warps, elements, held = holding or (*_STREAMED, 0)
     lanes = warps * _WARP * (16 // bytes_each) // j
     splits = -(-pieces // per_split)
     return Plan(

@@ -19,6 +19,10 @@ strides are run-time values; see `plan` for those of tiles.
 import triton
 import triton.language as tl
 
+STAGES = tl.constexpr(
+    3
+)  # of a loop over tiles: one is worked on while two are on their way to the shared memory
+
 
 @triton.jit
 def begin(block, N, C, S, size, chunks, CHANNELS_LAST: tl.constexpr, J: tl.constexpr):
@@ -115,18 +119,57 @@ def centred(x, factor, high, low):
 
 
 @triton.jit
-def moments(x, inside, n, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
+def out_of_range(m2, n, exists):
+    """Whether squares of a set were beyond float32, or too small for all its bits. Rare, and constant sets."""
+    odd = ((m2 > 1e37) | (m2 < n * 1e-30)).to(tl.int32) * exists.to(tl.int32)
+    return tl.max(odd + tl.zeros([1], tl.int32), 0) > 0
+
+
+@triton.jit
+def moments(x, inside, n, exists, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """Mean and centred sum of squares of a tile that is 0 outside, n elements to a set."""
     mean = total(x, CHANNELS_LAST, WIDE) / tl.maximum(n, 1.0)
     high, low = in_two(mean)
     d = tl.where(inside, (x - high) - low, 0.0)
     m2 = total(d * d, CHANNELS_LAST, False)
-    # Squares beyond float32, or too small for all its bits. Rare, and constant sets; then in float64.
-    odd = (m2 > 1e37) | (m2 < n * 1e-30)
-    if tl.max(odd.to(tl.int32) + tl.zeros([1], tl.int32), 0) > 0:
+    if out_of_range(m2, n, exists):
         wide = tl.where(inside, x.to(tl.float64) - mean, 0.0)
         m2 = total(wide * wide, CHANNELS_LAST, True)
     return mean, m2
+
+
+@triton.jit
+def moments_of_runs(
+    x_ptr, start, end, tiles, sample, channel, C, S, chunks,
+    CHANNELS_LAST: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, J: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Mean and centred sum of squares of `tiles` whole tiles from `start` on, all of whose elements count.
+
+    The threads meet at the end alone: until then each place of a tile joins its short runs to those before them.
+    Squares are float32: see `out_of_range`.
+    """
+    mean = tl.zeros([LANES, J], tl.float64)
+    m2 = mean
+    seen = (tiles * 0).to(tl.float64)
+    for tile in tl.range(tiles, num_stages=STAGES):
+        at, bounds, _ = locate(
+            start + tile * RUN * LANES, end, sample, channel, C, S, chunks, CHANNELS_LAST, RUN, LANES, J
+        )
+        x = tl.load(x_ptr + at, bounds, 0.0).to(tl.float32)
+        if WIDE:
+            here = tl.sum(x.to(tl.float64), 0) * (1 / RUN)
+        else:
+            here = tl.sum(x, 0).to(tl.float64) * (1 / RUN)
+        high, low = in_two(here)
+        d = (x - high[None, :, :]) - low[None, :, :]
+        seen += 1.0
+        share = 1.0 / seen
+        delta = here - mean
+        mean += delta * share
+        m2 += tl.sum(d * d, 0).to(tl.float64) + delta * delta * (RUN * (1.0 - share))
+    of_all = of_sets(mean, CHANNELS_LAST) / (LANES if CHANNELS_LAST else LANES * J)
+    delta = mean - of_all
+    return of_all, of_sets(m2 + seen * RUN * delta * delta, CHANNELS_LAST)
 
 
 @triton.jit
