@@ -12,7 +12,7 @@ from triton_device import DEVICE, DTYPES, laid_out
 
 from normkit.kernels import triton as gpu
 from normkit.kernels.codes import ACTIVATIONS
-from normkit.kernels.triton.plan import Plan, plan
+from normkit.kernels.triton.plan import Plan, plan, plan_of_stage
 
 EPS = 1e-5
 # Tables, one value in a spatial axis, odd sizes, three spatial axes, sets of one tile of each size.
@@ -104,6 +104,20 @@ def test_sets_of_more_than_a_tile(shape, channels_last, dtype, forward, backward
 def test_extremes(mean, deviation, channels_last):
     torch.manual_seed(3)
     check((torch.randn((40, 3, 5), dtype=torch.float64) * deviation + mean).float(), channels_last)
+
+
+@pytest.mark.parametrize(("shape", "channels_last"), [((2, 2, 11008), False), ((1, 2, 5003), True)])
+@pytest.mark.parametrize(("mean", "deviation"), SPREADS)
+def test_extremes_of_a_set_that_passes_through(mean, deviation, shape, channels_last):
+    """Whole tiles are summed without the others, and again where squares leave the range of float32."""
+    torch.manual_seed(3)
+    x = (torch.randn(shape, dtype=torch.float64) * deviation + mean).float()
+    assert plan_of_stage(laid_out(x, channels_last), shape[0]).held == 0
+    stats, _ = gpu.channels_moments(laid_out(x, channels_last))
+    u, values = oracle.UNIT[x.dtype], exact(x)
+    want_mean, want_var = values.mean(axes(x)), values.var(axes(x))
+    assert worst(stats[0].cpu().numpy(), want_mean, 4 * u * abs(want_mean) + oracle.TINY[x.dtype]) <= 1
+    assert worst(stats[1].cpu().numpy(), want_var, 4 * u * want_var + 1e-300) <= 1
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

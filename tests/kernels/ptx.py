@@ -39,7 +39,9 @@ def compiled(
         if name in constants or (name.endswith("_ptr") and name not in pointers):
             signature[name], constexprs[index,] = "constexpr", constants.get(name)
         elif name.endswith("_ptr"):
-            signature[name], attributes[index,] = pointers[name], [["tt.divisibility", 16]]
+            signature[name] = pointers[name]
+            if not kernel.params[index].do_not_specialize_on_alignment:
+                attributes[index,] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp64" if name in ("eps", "momentum") else "i32"
             if name in DIVISIBLE:

@@ -39,9 +39,11 @@ GIVEN = tl.constexpr(0)
 OWN = tl.constexpr(1)
 SPLITS = tl.constexpr(2)
 _RUN_TIME = ["N", "size", "chunks", "per_split", "splits", "sets"]
+# A row of statistics, or a parameter in a buffer with others, may begin anywhere: no kernel of its own for that.
+_ANYWHERE = ["weight_ptr", "bias_ptr", "mean_ptr", "var_ptr", "tail_ptr", "slopes_ptr"]
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@triton.jit(do_not_specialize=_RUN_TIME, do_not_specialize_on_alignment=_ANYWHERE)
 def forward_kernel(
     x_ptr, y_ptr, weight_ptr, bias_ptr, residual_ptr, mask_ptr, mean_ptr, var_ptr, tail_ptr, stats_ptr,
     partial_ptr, arrived_ptr, eps: tl.float64, N, C, S, size, chunks, per_split, splits, sets,
@@ -144,7 +146,7 @@ def forward_kernel(
                 _store(y_ptr, at, bounds, inside, activate(z, ACTIVATION))
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@triton.jit(do_not_specialize=_RUN_TIME, do_not_specialize_on_alignment=_ANYWHERE)
 def backward_kernel(
     x_ptr, dy_ptr, dx_ptr, dresidual_ptr, weight_ptr, bias_ptr, residual_ptr, mask_ptr, mean_ptr, var_ptr,
     tail_ptr, slopes_ptr, sums_ptr, partial_ptr, arrived_ptr, eps: tl.float64,
@@ -294,7 +296,7 @@ def join_moments_kernel(partial_ptr, stats_ptr, sets, splits, WIDTH: tl.constexp
     _store_three(stats_ptr + own, sets, own < sets, mean, m2 / tl.maximum(n, 1.0), mean * 0.0)
 
 
-@triton.jit(do_not_specialize=["sets", "splits"])
+@triton.jit(do_not_specialize=["sets", "splits"], do_not_specialize_on_alignment=["weight_ptr", "var_ptr"])
 def join_sums_kernel(partial_ptr, sums_ptr, slopes_ptr, weight_ptr, var_ptr, eps: tl.float64, sets, C, splits,
                      PER_SET: tl.constexpr, WIDTH: tl.constexpr, K: tl.constexpr):  # fmt: skip
     """Sums (3, sets) of partial ones (3, splits, sets), and the slopes (2, sets) that follow."""
