@@ -70,7 +70,7 @@ def backward_kernel(
     end = tl.minimum(begin + per_program, R)
     dweight = tl.zeros([RUN, LANES], tl.float32)
     dbias = dweight
-    for first in range(begin, end, ROWS):
+    for first in tl.range(begin, end, ROWS, num_stages=2):
         row = first + tl.arange(0, ROWS)
         factor, high, low, by, rest = _statistics(stats_ptr, row, R, eps)
         x, inside, at, column = _load(x_ptr, row, 0, end, M, RUN, LANES)

@@ -18,7 +18,8 @@ _TILE = 2048  # elements of several short rows
 _STREAM = 8192  # elements at a time of a row that is not held whole
 _SUMMED = 32  # rows that are summed in float32, before float64 takes over
 _COLUMNS, _COLUMN_ROWS = 128, 32
-_JOINED = 32
+_MOST_PROGRAMS = 65535  # along the second axis of a grid
+_JOINED = 16, 128  # columns, and programs, at a time
 
 
 def forward(
@@ -52,6 +53,8 @@ def backward(
     whole, rows, run, lanes, warps = tile(M, x.element_size(), WHOLE_BACKWARD)
     summed = dweight is not None or dbias is not None
     programs = -(-R // max(_SUMMED, rows))
+    if not whole:
+        programs = min(programs, _MOST_PROGRAMS)
     partial = x.new_empty((2, programs, M), dtype=torch.float32) if summed else None
     fused = partial if whole else None
     launched = programs if fused is not None else -(-R // rows)
@@ -64,7 +67,7 @@ def backward(
             launch(columns_kernel, (-(-M // _COLUMNS), programs),
                 x, dy, stats, partial, eps, R, M, -(-R // programs), _COLUMN_ROWS, _COLUMNS, num_warps=4
             )  # fmt: skip
-        launch(join_kernel, (-(-M // _JOINED),), partial, dweight, dbias, programs, M, _JOINED, _JOINED)
+        launch(join_kernel, (-(-M // _JOINED[0]),), partial, dweight, dbias, programs, M, *_JOINED)
     return dx, dweight, dbias
 
 
