@@ -6,8 +6,8 @@ and from 16 bytes a thread at once. A program either holds its part of a set in 
 passes through it by tiles. The largest that is held is 128 KiB, of the 256 KiB of registers of a processor: 132
 processors hold 17 MB of x, or 8.6 MB of x and as much of dy.
 
-So for each dtype and set of options there are, forward, two widths J contiguous and three channels last times six
-ways to hold a part, alone or around a barrier, and three to pass through, whatever the shapes; Triton itself
+So for each dtype and set of options there are three widths J in each layout, times six parts that are held, alone or
+around a barrier, and ways to pass through (alone, around a barrier, in two sweeps), whatever the shapes; Triton itself
 compiles once more for sizes that are 1, and for those that 16 divides. Nothing is tuned by trial.
 
 How many programs share a set depends on shapes alone, unless the whole call runs on the device at once, which depends
