@@ -46,13 +46,14 @@ def compare(
     data: Annotated[
         str, _question("digits, mnist, fashion-mnist, cifar10, or FILE.npz with arrays x and y.")
     ] = Grid.data,
-    model: Annotated[str, _question("mlp, cnn, sigmoid or residual.")] = Grid.model,
+    model: Annotated[str, _question("mlp, cnn, sigmoid or residual; lstm, whose time steps are the rows of an image.")] = Grid.model,
     norms: Annotated[
         str,
         _question(
             "With commas, of none, batch, layer, group, instance, rms, ghost, renorm, virtual, adaptive, sync, "
-            "switch, batch_instance, frn, dynamic_tanh, weight_norm, weight_standardization, spectral_norm.",
-            "the first six, as far as the model takes them",
+            "switch, batch_instance, frn, dynamic_tanh, weight_norm, weight_standardization, spectral_norm; of lstm "
+            "none, batch, layer, group, rms, dynamic_tanh, and recurrent, which it alone takes.",
+            "the first six, as far as the model takes them; of lstm recurrent too",
         ),
     ] = ",".join(Grid.norms),
     placement: Annotated[str, _question("pre or post: before the activation or after it.")] = Grid.placement,

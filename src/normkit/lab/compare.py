@@ -17,7 +17,7 @@ from normkit.lab.comparison import Comparison, summarize
 from normkit.lab.crew import Crew
 from normkit.lab.data import Dataset, load
 from normkit.lab.grid import OUT, Grid
-from normkit.lab.models import MODELS, NORMS, PLACEMENTS, USUAL, build, check_ghosts, least_batch
+from normkit.lab.models import MODELS, PLACEMENTS, build, check_ghosts, check_norm, least_batch, usual
 from normkit.lab.records import Epoch, Record, Run, Settings
 from normkit.lab.remote import Workers
 from normkit.lab.scaling import SCALINGS, scale
@@ -203,13 +203,14 @@ def _check_names(grid: Grid) -> None:
         )
     for kind, name, valid in (
         ("model", grid.model, MODELS),
-        *(("norm", norm, NORMS) for norm in grid.norms),
         ("placement", grid.placement, PLACEMENTS),
         ("input scaling", grid.input_scaling, SCALINGS),
         ("optimizer", grid.optimizer, OPTIMIZERS),
     ):
         if name not in valid:
             raise unknown(kind, name, valid)
+    for norm in grid.norms:
+        check_norm(norm)
 
 
 def _check_crew(grid: Grid, norms: tuple[str, ...], processes: int) -> None:
@@ -235,16 +236,9 @@ def _check_device(name: str) -> None:
 
 
 def _norms(grid: Grid, dataset: Dataset) -> tuple[str, ...]:
-    """The norms asked for, each of which the model must take; without any, the usual ones that it takes."""
-    refusals = {norm: _refusal(grid, dataset, norm) for norm in dict.fromkeys(grid.norms or USUAL)}
-    for norm, refusal in refusals.items():
-        if refusal and (grid.norms or norm == "none"):
-            raise refusal
-    return tuple(norm for norm, refusal in refusals.items() if refusal is None)
-
-
-def _refusal(grid: Grid, dataset: Dataset, norm: str) -> InputError | None:
-    try:
+    """The norms asked for, without any the model's usual ones; the model must take each, and the data."""
+    norms = tuple(dict.fromkeys(grid.norms or usual(grid.model)))
+    for norm in norms:
         with torch.device("meta"):  # names and shapes are checked, no weight is made
             build(
                 grid.model,
@@ -254,9 +248,7 @@ def _refusal(grid: Grid, dataset: Dataset, norm: str) -> InputError | None:
                 classes=dataset.classes,
                 dropout=grid.dropout,
             )
-    except InputError as refusal:
-        return refusal
-    return None
+    return norms
 
 
 def _settings(grid: Grid, dataset: Dataset, norm: str, lr: float, seed: int, processes: int) -> Settings:

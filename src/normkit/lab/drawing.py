@@ -31,7 +31,8 @@ WIDTH, HEIGHT = 7.4, 4.2  # inches
 _STAND_INS = {name: f"#0a0b{index:02x}" for index, name in enumerate(LIGHT)}
 _colors: ContextVar[Mapping[str, str]] = ContextVar("colors", default=_STAND_INS)
 
-DASHES = {norm: ("-", (0, (5, 1.5)), (0, (1.5, 1)))[i // len(USUAL)] for i, norm in enumerate(NORMS)}
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
+DASHES = {norm: _DASHES[i // len(USUAL)] for i, norm in enumerate(NORMS)}
 
 
 def color(norm: str) -> str:

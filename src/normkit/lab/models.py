@@ -11,10 +11,12 @@ from torch import nn
 
 import normkit as nk
 from normkit.errors import InputError, unknown
+from normkit.lab.lstm import NormLSTM, ReadRows
 
-MODELS = ("mlp", "cnn", "sigmoid", "residual")
+MODELS = ("mlp", "cnn", "sigmoid", "residual", "lstm")
 DENSE = {"mlp": (16, 32), "sigmoid": (100, 100, 100)}  # units of the hidden layers
 PLACEMENTS = ("pre", "post")
+UNITS = 64  # of the LSTM
 
 GHOST = 16  # samples
 _SCHEDULE = {"warmup": 50, "r_steps": 400, "d_steps": 250}  # a hundredth of the paper's: runs here are short
@@ -62,9 +64,15 @@ _BEGINNINGS: dict[str, Callable[[nn.Module], AbstractContextManager[object]]] = 
     "virtual": nk.reference_batch,
     "weight_norm": nk.initialize_from_data,
 }
-NORMS = ("none", *dict.fromkeys((*_NORMS, *_WEIGHTS)))
-_OVER_SAMPLES = ("batch", "ghost", "renorm", "adaptive", "sync", "switch")
+NORMS = ("none", *dict.fromkeys((*_NORMS, *_WEIGHTS)), "recurrent")
+_IN_LSTM = ("none", "batch", "layer", "group", "rms", "dynamic_tanh", "recurrent")
+_OVER_SAMPLES = ("batch", "ghost", "renorm", "adaptive", "sync", "switch", "recurrent")
 USUAL = ("none", "batch", "layer", "group", "instance", "rms")  # compared where none are named
+# Of the family, and in no network here: what they need beside a sample, and where they are.
+_APART = {
+    "conditional": "the class of each sample, which is what these networks are to find: use nk.Conditional",
+    "domain": "to know which domain each batch is from, which data here do not say: use nk.domain",
+}
 
 # From a layer and its activation to the modules of a hidden layer, in their order.
 _Hidden = Callable[[nn.Module, nn.Module], list[nn.Module]]
@@ -88,6 +96,7 @@ def build(
     `sigmoid`  dense 100, 100 and 100, sigmoid; weights N(0, 0.1²), biases 0
     `residual` convolution 3×3 of 16 channels, a block, max pooling 2, convolution of 32, a block, ReLU, mean
                over space; a block adds what two convolutions give to what they are given
+    `lstm`     an LSTM of 64 units that reads the rows of an image as time steps; its last hidden state
     ========== ======================================================================================
 
     `widths` gives `mlp` and `sigmoid` other hidden layers, any number of them.
@@ -99,16 +108,22 @@ def build(
     the second convolution, with the norm that is `pre`, and its activation. Initial weights depend on torch's
     seed, not on the norm: runs of one seed are pairs.
 
+    In `lstm` the norm stands before the gates, in the three places of `nk.BatchNormLSTM`, and is the same at every
+    step. `recurrent` has running statistics for each step. `batch` is the same layer with one set for all steps:
+    both train alike, and differ in evaluation.
+
     `sigmoid` is the network that batch norm rescues in Ioffe and Szegedy (2015), section 4.1; the blocks of
     `residual` are those of He et al. (2016), section 3.
 
     Raises:
         InputError: an unknown name, a dropout outside [0, 1), an input that the network cannot take, or
-            a norm over space alone in a network of dense layers.
+            a norm that it has no place for.
     """
     _check(model, norm, placement, dropout)
     hidden = partial(_hidden, norm, placement, dropout)
-    if model == "cnn":
+    if model == "lstm":
+        network = _lstm(norm, dropout, input_shape, classes)
+    elif model == "cnn":
         network = _cnn(hidden, input_shape, classes)
     elif model == "residual":
         network = _residual(hidden, input_shape, classes)
@@ -160,20 +175,62 @@ def check_ghosts(norm: str, batch_size: int, samples: int) -> None:
             )
 
 
+def check_norm(norm: str) -> None:
+    """Refuse what no network here has.
+
+    Raises:
+        InputError: an unknown name, or a norm that needs more than samples.
+    """
+    if norm in _APART:
+        raise InputError(f"norm {norm!r} needs {_APART[norm]} in a network of your own")
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
+
+
+def norms_of(model: str) -> tuple[str, ...]:
+    """Those that a network has a place for."""
+    if model == "lstm":
+        return _IN_LSTM
+    without = {norm for norm, (_, dense) in _NORMS.items() if model in DENSE and dense is None}
+    return tuple(norm for norm in NORMS if norm not in without and norm != "recurrent")
+
+
+def usual(model: str) -> tuple[str, ...]:
+    """Those that are compared where none are named."""
+    shown = (*USUAL, "recurrent") if model == "lstm" else USUAL
+    return tuple(norm for norm in shown if norm in norms_of(model))
+
+
 def _check(model: str, norm: str, placement: str, dropout: float) -> None:
     if model not in MODELS:
         raise unknown("model", model, MODELS)
-    if norm not in NORMS:
-        raise unknown("norm", norm, NORMS)
+    check_norm(norm)
     if placement not in PLACEMENTS:
         raise unknown("placement", placement, PLACEMENTS)
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must be 0 or more and below 1, got {dropout:g}")
-    if model in DENSE and norm in _NORMS and _NORMS[norm][1] is None:
+    if norm not in norms_of(model):
+        raise _misplaced(model, norm)
+    if model == "lstm" and placement != "pre":
         raise InputError(
-            f"norm {norm!r} needs more than one value per channel, the dense layers of {model!r} have one: "
-            "use model 'cnn', or norm 'layer' or 'group'"
+            f"model 'lstm' has its norms before the gates, got placement {placement!r}: use placement 'pre'"
         )
+
+
+def _misplaced(model: str, norm: str) -> InputError:
+    if norm == "recurrent":
+        return InputError(
+            f"norm 'recurrent' needs time steps, and model {model!r} has none: use --model lstm, whose steps are "
+            "the rows of an image"
+        )
+    if model == "lstm":
+        return InputError(
+            f"norm {norm!r} has no place in model 'lstm': choose from {', '.join(_IN_LSTM)}, or use model 'cnn'"
+        )
+    return InputError(
+        f"norm {norm!r} needs more than one value per channel, the dense layers of {model!r} have one: "
+        "use model 'cnn', or norm 'layer' or 'group'"
+    )
 
 
 def _hidden(
@@ -268,6 +325,18 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.after(x + self.branch(x))
+
+
+def _lstm(norm: str, dropout: float, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    channels, rows, width = _image("lstm", input_shape, least=1)
+    features = channels * width
+    if norm in ("batch", "recurrent"):
+        of_steps = rows if norm == "recurrent" else 1
+        lstm = nk.BatchNormLSTM(features, UNITS, of_steps, batch_first=True)
+    else:
+        lstm = NormLSTM(features, UNITS, _NORMS.get(norm, (None, None))[1] or nn.Identity)
+    dropouts = [nn.Dropout(dropout)] if dropout > 0 else []
+    return nn.Sequential(ReadRows(lstm), *dropouts, nn.Linear(UNITS, classes))
 
 
 def _cnn(hidden: _Hidden, input_shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -21,7 +21,11 @@ DARK: Mapping[str, str] = {
     "norm-group": "#03f496", "norm-instance": "#e53e7e", "norm-rms": "#cb8ae2",
 }  # fmt: skip
 # More colors than the usual norms have are not told apart: the others have these again, with other dashes in figures.
-SAME: Mapping[str, str] = {norm: USUAL[i % len(USUAL)] for i, norm in enumerate(NORMS) if norm not in USUAL}
+# The LSTM's usual ones are told apart too: it takes no instance norm.
+SAME: Mapping[str, str] = {
+    **{norm: USUAL[i % len(USUAL)] for i, norm in enumerate(NORMS) if norm not in USUAL},
+    "recurrent": "instance",
+}
 
 
 def variables() -> str:

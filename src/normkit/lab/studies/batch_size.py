@@ -11,7 +11,7 @@ from torch import nn
 from normkit.lab import drawing
 from normkit.lab.bootstrap import bootstrap_difference, bootstrap_mean
 from normkit.lab.data import Dataset
-from normkit.lab.models import NORMS, begin, build
+from normkit.lab.models import begin, build, norms_of
 from normkit.lab.studies.choices import best_level, numbers
 from normkit.lab.studies.conclusion import agreed, told
 from normkit.lab.studies.design import crossed
@@ -21,6 +21,7 @@ from normkit.lab.studies.study import Effect, Finding, Result, Results, Scale, S
 
 JUDGED = ("none", "batch", "group", "renorm")  # at these sizes, with all seeds
 SIZES = (2, 8, 64)
+ALL_NORMS = norms_of("residual")
 ALL_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RATES = (0.002, 0.008)
 SMALL, LARGE = 2, 64  # the batch sizes of the contrast
@@ -61,7 +62,7 @@ class BatchSize(Study):
         judged = crossed(scale, norm=JUDGED, size=SIZES, lr=RATES)
         if scale == "quick":
             return judged
-        shown = [t for t in crossed(scale, norm=NORMS, size=ALL_SIZES, lr=RATES) if t.seed < SHOWN_SEEDS]
+        shown = [t for t in crossed(scale, norm=ALL_NORMS, size=ALL_SIZES, lr=RATES) if t.seed < SHOWN_SEEDS]
         rest = [trial for trial in shown if trial not in judged]
         return sorted((*judged, *rest), key=lambda trial: trial.seed)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from normkit.lab import drawing
 from normkit.lab.bootstrap import bootstrap_mean
-from normkit.lab.models import MODELS, PLACEMENTS, build
+from normkit.lab.models import PLACEMENTS, build
 from normkit.lab.studies.choices import best_level
 from normkit.lab.studies.conclusion import told
 from normkit.lab.studies.design import crossed
@@ -17,6 +17,7 @@ from normkit.lab.studies.fit import Recipe, Samples, fit, scaled
 from normkit.lab.studies.networks import check_images, check_samples
 from normkit.lab.studies.study import Effect, Finding, Result, Results, Scale, Study, Subject, Trial
 
+NETWORKS = ("mlp", "cnn", "sigmoid", "residual")
 NORMS: Mapping[Scale, tuple[str, ...]] = {"quick": ("batch",), "full": ("batch", "layer")}
 RATES = (0.01, 0.03, 0.1, 0.3)
 STEPS, EVERY, BATCH = 60, 10, 64
@@ -33,7 +34,7 @@ class Placement(Study):
         "How many points of accuracy does batch norm before the activation gain over batch norm after it?"
     )
     design = (
-        f"Four networks ({', '.join(MODELS)}) on 1,000 training samples, SGD with momentum 0.9, batch size "
+        f"Four networks ({', '.join(NETWORKS)}) on 1,000 training samples, SGD with momentum 0.9, batch size "
         f"{BATCH}, {STEPS} steps; batch norm at every hidden layer, before or after its activation, each at "
         f"its best learning rate ({RATES[0]:g} to {RATES[-1]:g}). What is compared is the mean of the "
         f"validation accuracies read every {EVERY} steps, so that speed and end both count. A run that "
@@ -52,7 +53,7 @@ class Placement(Study):
     )
 
     def trials(self, scale: Scale) -> Sequence[Trial]:
-        return crossed(scale, network=MODELS, norm=NORMS[scale], placement=PLACEMENTS, lr=RATES)
+        return crossed(scale, network=NETWORKS, norm=NORMS[scale], placement=PLACEMENTS, lr=RATES)
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
@@ -86,7 +87,7 @@ class Placement(Study):
                 estimate = bootstrap_mean([before - after for before, after in of_seed.values()])
                 effects.append(Effect(f"{norm} before - after, {name}", estimate, 0.0, "above", "points"))
         each = ", ".join(
-            f"{told(effect.estimate)} in {model}" for model, effect in zip(MODELS, effects[1:], strict=False)
+            f"{told(effect.estimate)} in {model}" for model, effect in zip(NETWORKS, effects[1:], strict=False)
         )
         return Finding(
             effects[0].verdict,
