@@ -108,9 +108,26 @@ def test_env_prints_the_facts(capsys: pytest.CaptureFixture[str]) -> None:
         (["--norms", "none,layre"], "unknown norm 'layre': ...; did you mean 'layer'?"),
         (
             ["--model", "cn"],
-            "unknown model 'cn': choose from mlp, cnn, sigmoid, residual; did you mean 'cnn'?",
+            "unknown model 'cn': choose from mlp, cnn, sigmoid, residual, lstm; did you mean 'cnn'?",
         ),
         (["--model", "mlp", "--norms", "instance"], "norm 'instance' needs ..."),
+        (["--norms", "none,recurrent"], "norm 'recurrent' needs time steps, ... use --model lstm, ..."),
+        (
+            ["--norms", "none,conditional"],
+            "norm 'conditional' needs the class of each sample, ... nk.Conditional ...",
+        ),
+        (
+            ["--norms", "domain"],
+            "norm 'domain' needs to know which domain each batch is from, ... nk.domain ...",
+        ),
+        (
+            ["--model", "lstm", "--norms", "none,ghost"],
+            "norm 'ghost' has no place in model 'lstm': choose from ...",
+        ),
+        (
+            ["--model", "lstm", "--placement", "post"],
+            "model 'lstm' has its norms before the gates, got placement 'post': use placement 'pre'",
+        ),
         (["--data", "digit"], "unknown data set 'digit': ...; did you mean 'digits'?"),
         (["--data", "nowhere.npz"], "nowhere.npz: no such file"),
         (["--placement", "before"], "unknown placement 'before': choose from pre, post"),

@@ -13,7 +13,7 @@ from normkit.errors import InputError
 from normkit.lab.compare import check_out, compare, plan
 from normkit.lab.comparison import Comparison, summarize
 from normkit.lab.grid import Grid
-from normkit.lab.models import MODELS, NORMS, USUAL
+from normkit.lab.models import MODELS, NORMS, USUAL, norms_of
 from normkit.lab.records import Epoch, Settings
 from normkit.lab.sentence import sentence
 from normkit.lab.studies import find
@@ -307,11 +307,16 @@ def test_grid_refuses_what_makes_no_sense(field: str, value: object) -> None:
 def test_plan_takes_the_usual_norms_that_the_model_can_take(model: str) -> None:
     settings = plan(Grid(model=model, seeds=1)).settings
     expected = USUAL if model in ("cnn", "residual") else tuple(norm for norm in USUAL if norm != "instance")
+    if model == "lstm":
+        expected = (*expected, "recurrent")
     assert tuple(s.norm for s in settings) == expected
 
 
 def test_plan_takes_every_norm_that_is_named() -> None:
-    assert tuple(s.norm for s in plan(Grid(norms=NORMS, seeds=1)).settings) == NORMS
+    for model in ("cnn", "lstm"):
+        norms = norms_of(model)
+        assert tuple(s.norm for s in plan(Grid(model=model, norms=norms, seeds=1)).settings) == norms
+    assert {*norms_of("cnn"), *norms_of("lstm")} == set(NORMS)
     with pytest.raises(InputError, match="--batch-size must be 2 to"):
         plan(Grid(norms=("none", "renorm"), batch_size=1))
     with pytest.raises(InputError, match=r"norm 'ghost' .* a batch of 17"):

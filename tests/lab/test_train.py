@@ -125,6 +125,7 @@ def test_measurements_before_the_first_step_and_after_every_quarter(digits: Data
         ("sigmoid", "virtual"),  # a reference from before the first step
         ("mlp", "weight_norm"),  # first values from samples
         ("sigmoid", "spectral_norm"),  # vectors that move with every use
+        ("lstm", "recurrent"),  # statistics for each step
     ],
 )
 def test_interrupted_runs_end_in_the_same_bits(
@@ -207,7 +208,8 @@ def test_one_seed_gives_every_norm_the_same_data_order(digits: Dataset, tmp_path
     orders = {}
     with Store(tmp_path, every=0) as store:
         for norm in NORMS:
-            settings = of(digits, norm=norm, model="cnn", batch_size=1000, dropout=0.1)
+            model = "lstm" if norm == "recurrent" else "cnn"
+            settings = of(digits, norm=norm, model=model, batch_size=1000, dropout=0.1)
             with pytest.raises(KeyboardInterrupt):
                 train(settings, digits, store, interrupt_after(1))
             state = store.state(settings)

@@ -46,7 +46,9 @@ def compare(
     data: Annotated[
         str, _question("digits, mnist, fashion-mnist, cifar10, or FILE.npz with arrays x and y.")
     ] = Grid.data,
-    model: Annotated[str, _question("mlp, cnn, sigmoid or residual; lstm, whose time steps are the rows of an image.")] = Grid.model,
+    model: Annotated[
+        str, _question("mlp, cnn, sigmoid or residual; lstm, whose time steps are the rows of an image.")
+    ] = Grid.model,
     norms: Annotated[
         str,
         _question(

@@ -25,7 +25,7 @@ class ReadRows(nn.Module):
 
 
 class NormLSTM(nn.Module):
-    r"""One layer of an LSTM over (N, T, input_size) with norms that know no steps, where `nk.BatchNormLSTM` has its own.
+    r"""One layer of an LSTM over (N, T, input_size) with norms that know no steps, beside `nk.BatchNormLSTM`.
 
     .. math::
         (i, f, g, o) &= norm(W_x x_t) + norm(W_h h_{t-1}) + b \\

@@ -87,7 +87,8 @@ class Placement(Study):
                 estimate = bootstrap_mean([before - after for before, after in of_seed.values()])
                 effects.append(Effect(f"{norm} before - after, {name}", estimate, 0.0, "above", "points"))
         each = ", ".join(
-            f"{told(effect.estimate)} in {model}" for model, effect in zip(NETWORKS, effects[1:], strict=False)
+            f"{told(effect.estimate)} in {model}"
+            for model, effect in zip(NETWORKS, effects[1:], strict=False)
         )
         return Finding(
             effects[0].verdict,
