@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import normkit as nk
@@ -16,11 +16,13 @@ from normkit.lab.compare import carry_out, compare, plan
 from normkit.lab.comparison import Comparison
 from normkit.lab.grid import Grid
 from normkit.lab.lstm import NormLSTM, ReadRows
-from normkit.lab.models import UNITS, build
+from normkit.lab.models import build
 from normkit.lab.records import Epoch, Settings
 from normkit.lab.remote import Workers
 
-GRID = Grid(model="lstm", norms=("none", "recurrent"), epochs=3, seeds=1, batch_size=256, dropout=0.2)
+GRID = Grid(
+    model="lstm", norms=("none", "recurrent"), lr=(0.01,), epochs=3, seeds=1, batch_size=32, dropout=0.2
+)
 U = 2.0**-53
 
 
@@ -71,12 +73,12 @@ def test_layer_norm_stands_where_its_paper_has_it() -> None:
         output, _ = net(x)
     w = {name: value.detach().numpy() for name, value in net.named_parameters()}
 
-    def norm(name: str, a: np.ndarray) -> np.ndarray:
+    def norm(name: str, a: NDArray[np.float64]) -> NDArray[np.float64]:
         centred = a - a.mean(1, keepdims=True)
         unit = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
         return unit * w[f"{name}.weight"] + w[f"{name}.bias"]
 
-    def sigmoid(a: np.ndarray) -> np.ndarray:
+    def sigmoid(a: NDArray[np.float64]) -> NDArray[np.float64]:
         return 1 / (1 + np.exp(-a))
 
     h = c = np.zeros((2, 4))
@@ -93,23 +95,22 @@ def test_layer_norm_stands_where_its_paper_has_it() -> None:
 
 def test_statistics_for_each_step_or_one_set_for_all() -> None:
     """In training the same to the bit; in evaluation by other running statistics."""
-    x = 2 + torch.randn(16, 2, 5, 3, generator=torch.Generator().manual_seed(1))
+    x = 2 + torch.randn(256, 2, 5, 3, generator=torch.Generator().manual_seed(1))
     x *= torch.tensor([1.0, 4.0, 0.25, 8.0, 0.5])[:, None]  # no two steps alike
     of_steps, of_all = network("recurrent"), network("batch")
     for net, steps in ((of_steps, 5), (of_all, 1)):
-        shapes = {
-            tuple(layer.running_mean.shape)
-            for layer in net.modules()
-            if isinstance(layer, nk.RecurrentBatchNorm) and layer.running_mean is not None
-        }
-        assert shapes == {(steps, 4 * UNITS), (steps, UNITS)}
+        layers = [layer for layer in net.modules() if isinstance(layer, nk.RecurrentBatchNorm)]
+        assert {layer.max_length for layer in layers} == {steps}
+        for layer in layers:
+            layer.momentum = (
+                1.0  # running statistics are those of the last batch, of one set those of the last step
+            )
     with torch.no_grad():
-        for _ in range(60):  # what running statistics began with has 0.9^60 of their weight left, 0.2%
-            trained = of_steps(x)
-            assert torch.equal(trained, of_all(x))
+        trained = of_steps(x)
+        assert torch.equal(trained, of_all(x))
         off = [(net.eval()(x) - trained).norm().item() for net in (of_steps, of_all)]
-    # one set stands for the last steps here; with sets for each, evaluation differs by the unbiased variance
-    assert off[0] < off[1] / 3
+    # what the variance of 256 samples without their bias does is a factor of sqrt(255 / 256), 0.2%, in each norm
+    assert off[0] < off[1] / 50
 
 
 def test_sequences_from_a_file_and_tables(tmp_path: Path) -> None:
@@ -133,17 +134,17 @@ class StoppedError(Exception):
 
 
 def test_it_learns_and_goes_on_to_the_same_bits_here_and_in_workers(tmp_path: Path) -> None:
-    the_plan = plan(dataclasses.replace(GRID, lr=(0.02,)))
+    the_plan = plan(GRID)
     whole = carry_out(the_plan, tmp_path / "whole")
     for row in whole.rows:
         assert row.accuracy is not None
-        assert row.accuracy.mean > 0.5, row.norm  # chance is 0.1
+        assert row.accuracy.mean > 0.7, row.norm  # chance is 0.1
 
     def stop(done: int, settings: Settings, epoch: Epoch | None) -> None:
         if done == 5:  # in the run with recurrent batch norm
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        compare(the_plan.grid, tmp_path / "parts", stop)
-    assert bits(compare(the_plan.grid, tmp_path / "parts")) == bits(whole)
+        compare(GRID, tmp_path / "parts", stop)
+    assert bits(compare(GRID, tmp_path / "parts")) == bits(whole)
     assert bits(carry_out(the_plan, tmp_path / "workers", workers=Workers.here(2))) == bits(whole)
