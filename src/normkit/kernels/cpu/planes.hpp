@@ -34,8 +34,11 @@ class Planes {
     int64_t columns() const { return C; }
     int64_t offset(int64_t n, int64_t s, int64_t c) const { return (n * C + c) * S + s; }
 
-    // Where most lines are whole: the ends of planes share theirs.
-    bool can_stream(const void*) const { return S * int64_t(sizeof(T)) >= 512; }
+    // Where most lines are whole: the ends of planes share theirs. Of short planes those are many, and it pays later.
+    bool can_stream(const void*) const {
+        const int64_t plane = S * int64_t(sizeof(T));
+        return plane >= 1024 || (plane >= 512 && leaves_cache(2 * N * C * plane));
+    }
 
     // Channels per block, for blocks that each fit the given bytes of cache and keep the threads busy; 0: share.
     int64_t block(int64_t bytes, int64_t arrays, int threads) const {
