@@ -438,8 +438,9 @@ def like(t: Tensor, x: Tensor) -> Tensor:
 
 def _in_memory(t: Tensor) -> Tensor:
     """With values that memory holds: torch has negated views, and zeros without memory, where no compiler traces."""
-    plain = is_compiling() or not (t.is_neg() or t._is_zerotensor())  # pyright: ignore
-    return t if plain else t.clone()
+    if is_compiling() or not (t.is_neg() or t._is_zerotensor()):  # pyright: ignore
+        return t
+    return t.clone()
 
 
 def _row(x: Tensor, ndim: int) -> int:

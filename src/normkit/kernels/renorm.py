@@ -37,7 +37,7 @@ def renorm(
     residual = None if residual is None else compiled.like(residual, x)
     weight, bias, mask = map(compiled.contiguous, (weight, bias, mask))
     plain = compiled.contiguous(known_mean), compiled.contiguous(known_var), r_max, d_max, eps, activation
-    y, stats = _apply(plain, x, weight, bias, residual, mask)
+    y, stats = apply(plain, x, weight, bias, residual, mask)
     return y, stats, x.numel() // x.shape[1] if mask is None else mask.sum()
 
 
@@ -76,7 +76,7 @@ class _Renorm(torch.autograd.Function):
         return None, dx, dweight, dbias, dresidual, None
 
 
-_apply = applied(_Renorm)
+apply = applied(_Renorm)  # of tensors that go to the kernels as they are
 
 
 def _again(

@@ -20,7 +20,7 @@ from torch.autograd.graph import increment_version
 from normkit.kernels import compiled, cpu
 from normkit.kernels.composed import Running
 from normkit.kernels.functions import applied
-from normkit.kernels.renorm import renorm as of_renorm
+from normkit.kernels.renorm import apply as of_renorm
 from normkit.kernels.runs import values_of_runs
 
 
@@ -98,13 +98,17 @@ def renorm(
     mean, var, momentum, batches = running
     if (momentum is None and batches is None) or not eps > 0:
         return None
-    if activation not in cpu.ACTIVATIONS or not _undisturbed():
+    if (
+        activation not in cpu.ACTIVATIONS
+        or known_mean is not mean
+        or known_var is not var
+        or not _undisturbed()
+    ):
         return None
     if not cpu.plain_channels(x, residual, weight, bias, mean, var):
         return None
-    y, stats, _ = of_renorm(
-        x, known_mean, known_var, r_max, d_max, weight, bias, eps, activation, residual, None
-    )
+    known = known_mean, known_var, r_max, d_max, eps, activation
+    y, stats = of_renorm(known, x, weight, bias, residual, None)
     if _current_graph_task_id() == -1:
         _move(running, stats, x, 0)
     return y

@@ -49,7 +49,7 @@ inline bool are_parameters(std::initializer_list<const Maybe*> parameters, const
         if (!*parameter) continue;
         const int found = (*parameter)->plain_dtype();
         if (found < 0 || (dtype >= 0 && found != dtype)) return false;
-        if (!has_shape(**parameter, sizes, n) || !(*parameter)->is_contiguous() || !(*parameter)->is_dense()) return false;
+        if (!has_shape(**parameter, sizes, n) || !(*parameter)->is_contiguous() || (*parameter)->is_negated()) return false;
         dtype = found;
     }
     return dtype < 0 || DType(dtype) == of_x || (DType(dtype) == DType::f32 && (of_x == DType::bf16 || of_x == DType::f16));

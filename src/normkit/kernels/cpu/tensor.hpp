@@ -74,9 +74,12 @@ struct Tensor {
     // Values are what memory holds.
     bool is_dense() const {
         static const nanobind::handle strided = torch("strided");
-        static const Name layout("layout"), is_neg("is_neg"), is_zero("_is_zerotensor");
-        return layout.of(object).is(strided) && is_neg.called(object).ptr() == Py_False &&
-               is_zero.called(object).ptr() == Py_False;
+        static const Name layout("layout"), is_zero("_is_zerotensor");
+        return layout.of(object).is(strided) && !is_negated() && is_zero.called(object).ptr() == Py_False;
+    }
+    bool is_negated() const {
+        static const Name name("is_neg");
+        return name.called(object).ptr() != Py_False;
     }
     // What counts batches, which is written in place.
     int64_t* counter(const char* called) const {
